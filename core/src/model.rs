@@ -1,0 +1,357 @@
+//! What tidelog knows of a model: the [`Syncable`] trait that the derive implements, and the
+//! [`ModelDescriptor`] that is read off it when a library is opened.
+//!
+//! The descriptor comes from SeaORM's own column metadata, never from serde: names, keys, types and
+//! references are what the entity says. Options say what metadata cannot (policies, local fields).
+//! The engine works with descriptors only; it never sees a Rust model but through the three function
+//! pointers below.
+
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, EntityName, EntityTrait, IdenStatic, Iterable, ModelTrait,
+    PrimaryKeyToColumn, PrimaryKeyTrait, RelationTrait, TryIntoModel,
+    sea_query::{ArrayType, Value as SeaValue},
+};
+
+use crate::value::{self, Value};
+
+/// Who wins when two devices changed the same record unseen by each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// `lww`: the later change of the record, by hybrid logical clock.
+    #[default]
+    LastWriteWins,
+    /// `fields`: the later change of each field; fields that do not overlap merge.
+    Fields,
+    /// `leader_wins`: what the log has.
+    LeaderWins,
+    /// `origin_wins`: the change that arrives.
+    OriginWins,
+    /// `role`: the device of the higher rank, then the later change.
+    Role,
+    /// `owner = "column"`: only the device that the column names may write the record.
+    Owner(&'static str),
+    /// `custom = "path"`: the model's own function, see [`Syncable::merge`].
+    Custom,
+    /// `manual`: the log's value stands, the other is parked until a person decides.
+    Manual,
+}
+
+/// What happens when a deletion meets an update it had not seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeletePolicy {
+    /// `delete_wins`.
+    #[default]
+    DeleteWins,
+    /// `update_wins`.
+    UpdateWins,
+    /// `manual`.
+    Manual,
+}
+
+/// How one field merges, whatever the model's policy says of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reducer {
+    /// The larger value.
+    Max,
+    /// The smaller value.
+    Min,
+    /// Both deltas are added.
+    Sum,
+    /// JSON arrays merge as sets.
+    Union,
+}
+
+/// When a change is pushed and how it is retried; never the order in which changes go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Pushed when nothing else waits.
+    Low,
+    /// The default.
+    #[default]
+    Normal,
+    /// Pushed at once.
+    High,
+    /// Pushed at once, and shown apart in the status.
+    Critical,
+}
+
+/// Which of the two recorders writes a model's changes into the outbox; exactly one does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Recorder {
+    /// A generated trigger, inside the statement that writes: complete and atomic.
+    #[default]
+    Trigger,
+    /// SeaORM's save and delete hooks: sees what goes through an `ActiveModel`, nothing else.
+    Hooks,
+}
+
+/// What the `#[sync(…)]` attributes of a model say, or a hand-written [`Syncable::options`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct SyncOptions {
+    /// Version of the model's schema, for devices that run different releases. From 1.
+    pub version: u32,
+    /// Sync ids of the models whose rows must be written before this one's.
+    pub after: &'static [&'static str],
+    /// Who wins a conflict.
+    pub policy: Policy,
+    /// What a deletion does to an update it had not seen.
+    pub deletes: DeletePolicy,
+    /// Who records changes.
+    pub recorder: Recorder,
+    /// When changes are pushed.
+    pub priority: Priority,
+    /// Column that names the record on all devices where the primary key is an integer of this device.
+    pub id: Option<&'static str>,
+    /// Columns that never leave this device and are never overwritten.
+    pub local: &'static [&'static str],
+    /// Columns with a reducer of their own.
+    pub reducers: &'static [(&'static str, Reducer)],
+    /// What a column holds in a row that comes from a device that does not know the column.
+    pub defaults: Vec<(&'static str, SeaValue)>,
+    /// Whether [`Syncable::should_sync`] is to be asked; asking builds a model of every sealed row.
+    pub asks_should_sync: bool,
+}
+
+impl Default for SyncOptions {
+    fn default() -> Self {
+        Self {
+            version: 1,
+            after: &[],
+            policy: Policy::default(),
+            deletes: DeletePolicy::default(),
+            recorder: Recorder::default(),
+            priority: Priority::default(),
+            id: None,
+            local: &[],
+            reducers: &[],
+            defaults: Vec::new(),
+            asks_should_sync: false,
+        }
+    }
+}
+
+/// A SeaORM model whose rows follow their owner from device to device.
+///
+/// Usually derived: `#[derive(Syncable)]`. By hand, [`SYNC_ID`](Self::SYNC_ID) is all that is needed; for an
+/// entity that one may not edit there is [`impl_syncable!`](crate::impl_syncable).
+pub trait Syncable: ModelTrait + Sized {
+    /// Name of the model on every device, for as long as the library lives. Not the table's name.
+    const SYNC_ID: &'static str;
+
+    /// What cannot be read off the entity.
+    fn options() -> SyncOptions {
+        SyncOptions::default()
+    }
+
+    /// Columns that are synced, in the entity's order: all but the local ones.
+    fn sync_fields() -> Vec<&'static str> {
+        let local = Self::options().local;
+        <Self::Entity as EntityTrait>::Column::iter()
+            .map(|column| column.as_str())
+            .filter(|name| !local.contains(name))
+            .collect()
+    }
+
+    /// Whether this row is for other devices too. Asked at seal, if [`SyncOptions::asks_should_sync`].
+    ///
+    /// From `true` to `false` stops sending, from `false` to `true` sends the whole row; it never deletes
+    /// anything elsewhere.
+    fn should_sync(&self) -> bool {
+        true
+    }
+
+    /// Merges two concurrent versions, under [`Policy::Custom`]. `local` is what the log has, `remote` the
+    /// change that arrives, `base` what its author had seen. The same on every device: no clock, no IO.
+    fn merge(_base: Option<Self>, _local: Self, remote: Self) -> Self {
+        remote
+    }
+}
+
+/// One synced or local column of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Field {
+    /// Column name, which is also the field's name in the log and on the wire.
+    pub name: String,
+    /// Rust type that SeaORM reads the column as.
+    pub kind: ArrayType,
+    /// Whether the column may be NULL.
+    pub nullable: bool,
+    /// Value in rows that come from a device that does not know the column.
+    pub default: Option<Value>,
+    /// Reducer of its own, if any.
+    pub reducer: Option<Reducer>,
+}
+
+/// A foreign key that the entity declares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// Columns here.
+    pub from: Vec<String>,
+    /// Table they point to.
+    pub table: String,
+    /// Columns there.
+    pub to: Vec<String>,
+}
+
+/// Everything the engine knows of a model, without its Rust type.
+#[derive(Clone, Debug)]
+pub struct ModelDescriptor {
+    /// [`Syncable::SYNC_ID`].
+    pub id: &'static str,
+    /// Table in this database.
+    pub table: String,
+    /// Synced columns in the entity's order. Never empty: the key is among them.
+    pub fields: Vec<Field>,
+    /// Indices into `fields` of the columns that name a record on all devices.
+    pub key: Vec<usize>,
+    /// Columns that stay on this device.
+    pub local: Vec<String>,
+    /// Foreign keys that the entity declares.
+    pub references: Vec<Reference>,
+    /// What the attributes say.
+    pub options: SyncOptions,
+    /// Asks [`Syncable::should_sync`] of a row given in the order of `fields`.
+    pub should_sync: Option<fn(&ModelDescriptor, &[Value]) -> Result<bool, String>>,
+}
+
+/// A model that cannot be synced as it is declared. Found when a library is opened, before anything changes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("model `{model}` cannot be synced: {reason}; nothing was changed. {remedy}")]
+pub struct ModelError {
+    /// Sync id.
+    pub model: String,
+    /// What is wrong.
+    pub reason: String,
+    /// What to write instead.
+    pub remedy: String,
+}
+
+impl ModelDescriptor {
+    /// Reads the descriptor off the entity's metadata.
+    ///
+    /// # Errors
+    /// [`ModelError`] for what the compiler cannot see: no primary key, a local key column, an `id` or
+    /// option that names no column.
+    pub fn of<M>() -> Result<Self, ModelError>
+    where
+        M: Syncable,
+        <M::Entity as EntityTrait>::ActiveModel: TryIntoModel<M>,
+    {
+        let options = M::options();
+        let error = |reason: String, remedy: &str| ModelError {
+            model: M::SYNC_ID.to_owned(),
+            reason,
+            remedy: remedy.to_owned(),
+        };
+        let columns: Vec<_> = <M::Entity as EntityTrait>::Column::iter().collect();
+        let names: Vec<&'static str> = columns.iter().map(|c| c.as_str()).collect();
+        let primary: Vec<&'static str> =
+            <M::Entity as EntityTrait>::PrimaryKey::iter().map(|key| key.into_column().as_str()).collect();
+
+        let named =
+            options.local.iter().chain(options.id.iter()).chain(options.reducers.iter().map(|(n, _)| n));
+        if let Some(unknown) = named.into_iter().find(|name| !names.contains(name)) {
+            return Err(error(
+                format!("its options name the column `{unknown}`, which the entity does not have"),
+                &format!("Name one of: {}", names.join(", ")),
+            ));
+        }
+        let key_names: Vec<&'static str> = match options.id {
+            Some(id) => vec![id],
+            None if <<M::Entity as EntityTrait>::PrimaryKey as PrimaryKeyTrait>::auto_increment() => {
+                return Err(error(
+                    "its primary key is an auto-increment integer, which two devices would hand out twice"
+                        .into(),
+                    "Use a UUID key, or name a unique UUID column with #[sync(id = \"…\")]",
+                ));
+            }
+            None => primary.clone(),
+        };
+        if key_names.is_empty() {
+            return Err(error("it has no primary key".into(), "Mark one with #[sea_orm(primary_key)]"));
+        }
+        // With `id = …` the integer key is this device's own business.
+        let is_local = |name: &str| {
+            options.local.contains(&name)
+                || (options.id.is_some() && primary.contains(&name) && !key_names.contains(&name))
+        };
+        if let Some(bad) = key_names.iter().find(|name| is_local(name)) {
+            return Err(error(
+                format!("its key column `{bad}` is local, so other devices could not name the record"),
+                "Remove #[sync(local)] from the key",
+            ));
+        }
+
+        let fields: Vec<Field> = columns
+            .iter()
+            .filter(|c| !is_local(c.as_str()))
+            .map(|c| Field {
+                name: c.as_str().to_owned(),
+                kind: M::get_value_type(*c),
+                nullable: c.def().is_null(),
+                default: options
+                    .defaults
+                    .iter()
+                    .find(|(name, _)| *name == c.as_str())
+                    .map(|(_, v)| value::from_sea(v)),
+                reducer: options.reducers.iter().find(|(name, _)| *name == c.as_str()).map(|(_, r)| *r),
+            })
+            .collect();
+        let key = key_names.iter().filter_map(|name| fields.iter().position(|f| f.name == *name)).collect();
+        let references = <M::Entity as EntityTrait>::Relation::iter()
+            .map(|relation| relation.def())
+            .filter(|def| !def.is_owner)
+            .map(|def| Reference {
+                from: def.from_col.iter().map(|c| c.to_string()).collect(),
+                table: def.to_tbl.sea_orm_table().to_string(),
+                to: def.to_col.iter().map(|c| c.to_string()).collect(),
+            })
+            .collect();
+        let local = names.iter().filter(|n| is_local(n)).map(|n| (*n).to_owned()).collect();
+        let should_sync: Option<fn(&ModelDescriptor, &[Value]) -> Result<bool, String>> =
+            if options.asks_should_sync { Some(ask_should_sync::<M>) } else { None };
+        let table = <M::Entity as Default>::default().table_name().to_owned();
+        Ok(Self { id: M::SYNC_ID, table, fields, key, local, references, options, should_sync })
+    }
+
+    /// The names of the synced columns, in order.
+    pub fn field_names(&self) -> impl Iterator<Item = &str> {
+        self.fields.iter().map(|f| f.name.as_str())
+    }
+
+    /// The one canonical text of the record that a row (in the order of `fields`) stands for:
+    /// a hyphenated UUID, the key's text, or a JSON array for a composite key.
+    pub fn record_id(&self, row: &[Value]) -> String {
+        value::record_id(self.key.iter().map(|&i| (&row[i], &self.fields[i].kind)))
+    }
+}
+
+fn ask_should_sync<M>(descriptor: &ModelDescriptor, row: &[Value]) -> Result<bool, String>
+where
+    M: Syncable,
+    <M::Entity as EntityTrait>::ActiveModel: TryIntoModel<M>,
+{
+    build_model::<M>(descriptor, row).map(|model| model.should_sync())
+}
+
+/// Builds the Rust model of a row given in the order of the descriptor's fields; local columns are absent,
+/// or their type's zero where they may not be NULL.
+fn build_model<M>(descriptor: &ModelDescriptor, row: &[Value]) -> Result<M, String>
+where
+    M: Syncable,
+    <M::Entity as EntityTrait>::ActiveModel: TryIntoModel<M>,
+{
+    let mut active = <<M::Entity as EntityTrait>::ActiveModel as ActiveModelTrait>::default();
+    for column in <M::Entity as EntityTrait>::Column::iter() {
+        let kind = M::get_value_type(column);
+        let sea = match descriptor.fields.iter().position(|f| f.name == column.as_str()) {
+            Some(i) => {
+                value::to_sea(&row[i], &kind).map_err(|e| format!("column `{}`: {e}", column.as_str()))?
+            }
+            None if column.def().is_null() => value::null_sea(&kind),
+            None => value::zero_sea(&kind),
+        };
+        active.try_set(column, sea).map_err(|e| format!("column `{}`: {e}", column.as_str()))?;
+    }
+    active.try_into_model().map_err(|e| e.to_string())
+}

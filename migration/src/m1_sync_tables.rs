@@ -1,0 +1,222 @@
+//! The first shape of the sync tables.
+//!
+//! `sync_entry` keeps the log thriftily: what is the same for a run of entries (term, origin, tag, base) stands once
+//! in `sync_term` and `sync_group`, found by the run's first seq. The view `sync_log` puts it together again, with
+//! the columns that a person looks for.
+
+use sea_orm_migration::prelude::*;
+
+pub(crate) struct Migration;
+
+impl MigrationName for Migration {
+    fn name(&self) -> &'static str {
+        "tidelog_1_sync_tables"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Migration {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for statement in TABLES {
+            manager.get_connection().execute_unprepared(statement).await?;
+        }
+        Ok(())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for name in ["sync_log"] {
+            manager.get_connection().execute_unprepared(&format!("DROP VIEW IF EXISTS {name}")).await?;
+        }
+        for name in NAMES {
+            manager.get_connection().execute_unprepared(&format!("DROP TABLE IF EXISTS {name}")).await?;
+        }
+        Ok(())
+    }
+
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+}
+
+const NAMES: &[&str] = &[
+    "sync_ctl",
+    "sync_shape",
+    "sync_outbox",
+    "sync_pending",
+    "sync_replica",
+    "sync_term",
+    "sync_origin",
+    "sync_group",
+    "sync_entry",
+    "sync_model",
+    "sync_device",
+    "sync_incoming",
+    "sync_quarantine",
+];
+
+const TABLES: &[&str] = &[
+    // Read by every capture trigger, so it is kept to what a trigger needs.
+    // mode: 0 capture, 1 off, 2 derived. clock: ms since 1970 instead of the machine's, for tests.
+    "CREATE TABLE sync_ctl (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        mode INTEGER NOT NULL DEFAULT 0,
+        mark TEXT,
+        actor TEXT,
+        clock INTEGER
+    )",
+    "INSERT INTO sync_ctl (id) VALUES (1)",
+    // What the value columns of an outbox row mean: the synced columns of one model at one time, as JSON arrays.
+    // recorder: 'trigger' or 'hooks'. current: 1 for the shape that is recorded now.
+    "CREATE TABLE sync_shape (
+        id INTEGER PRIMARY KEY,
+        model TEXT NOT NULL,
+        table_name TEXT NOT NULL,
+        fields TEXT NOT NULL,
+        key TEXT NOT NULL,
+        recorder TEXT NOT NULL,
+        current INTEGER NOT NULL
+    )",
+    // kind: 0 cut (all rows before it are whole transactions), 1 insert, 2 update, 3 delete, 4 force,
+    // 5 saved by a hook, 6 deleted by a hook. vN: new value of field N, oN: old value; stored as they are, with no
+    // affinity. Models with more fields than there are value columns have more added when they are opened.
+    "CREATE TABLE sync_outbox (
+        id INTEGER PRIMARY KEY,
+        shape INTEGER,
+        kind INTEGER NOT NULL,
+        mode INTEGER,
+        at INTEGER,
+        mark TEXT,
+        actor TEXT,
+        v0, o0, v1, o1, v2, o2, v3, o3, v4, o4, v5, o5, v6, o6, v7, o7,
+        v8, o8, v9, o9, v10, o10, v11, o11, v12, o12, v13, o13, v14, o14, v15, o15
+    )",
+    // Sealed changes of this device that the log does not show yet, in order. state: 'waiting' or 'blocked'.
+    "CREATE TABLE sync_pending (
+        id INTEGER PRIMARY KEY,
+        origin INTEGER NOT NULL,
+        n INTEGER NOT NULL,
+        tag INTEGER NOT NULL,
+        base_term TEXT NOT NULL,
+        base_seq INTEGER NOT NULL,
+        seen TEXT NOT NULL,
+        group_last INTEGER NOT NULL,
+        stamp INTEGER NOT NULL,
+        rank INTEGER,
+        at INTEGER NOT NULL,
+        kind INTEGER NOT NULL,
+        model INTEGER NOT NULL,
+        record TEXT NOT NULL,
+        existed INTEGER NOT NULL,
+        fields TEXT,
+        data TEXT,
+        before TEXT,
+        mark TEXT,
+        actor TEXT,
+        priority INTEGER NOT NULL DEFAULT 1,
+        state TEXT NOT NULL DEFAULT 'waiting',
+        attempts INTEGER NOT NULL DEFAULT 0,
+        next_try INTEGER,
+        last_error TEXT
+    )",
+    "CREATE INDEX sync_pending_record ON sync_pending (model, record)",
+    // The replica itself. Terms as text: number/leader/counter/nonce. clock: the hybrid logical clock.
+    "CREATE TABLE sync_replica (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        library TEXT NOT NULL,
+        device TEXT NOT NULL,
+        max_seen TEXT NOT NULL,
+        lead TEXT,
+        granted TEXT,
+        floor INTEGER NOT NULL DEFAULT 0,
+        gc_horizon INTEGER NOT NULL DEFAULT 0,
+        clock INTEGER NOT NULL DEFAULT 0,
+        rolled_back INTEGER NOT NULL DEFAULT 0
+    )",
+    // Leadership history: the runs of the log that have one term.
+    "CREATE TABLE sync_term (
+        first INTEGER PRIMARY KEY,
+        number INTEGER NOT NULL,
+        leader TEXT NOT NULL,
+        counter INTEGER NOT NULL,
+        nonce INTEGER NOT NULL
+    )",
+    // Origins and the highest number of each in the log: the vector that makes every change take effect once.
+    "CREATE TABLE sync_origin (
+        id INTEGER PRIMARY KEY,
+        origin TEXT NOT NULL UNIQUE,
+        device TEXT NOT NULL,
+        n INTEGER NOT NULL DEFAULT 0,
+        sealed INTEGER NOT NULL DEFAULT 0,
+        floor_n INTEGER NOT NULL DEFAULT 0
+    )",
+    // What the entries of one sealed group share. last: seq of its last entry.
+    "CREATE TABLE sync_group (
+        first INTEGER PRIMARY KEY,
+        last INTEGER NOT NULL,
+        origin INTEGER NOT NULL,
+        first_n INTEGER NOT NULL,
+        tag INTEGER NOT NULL,
+        base_term TEXT NOT NULL,
+        base_seq INTEGER NOT NULL,
+        seen TEXT NOT NULL
+    )",
+    "CREATE INDEX sync_group_origin ON sync_group (origin, first_n)",
+    // The log. kind: 0 noop, 1 upsert, 2 delete, 3 term start, 4 member. data: the row as it is after the entry, as
+    // JSON. fields: the changed columns, NULL for all. before: the row before it, where no earlier entry has it.
+    // change: the change as its author sealed it, where it differs from what data and fields say.
+    "CREATE TABLE sync_entry (
+        seq INTEGER PRIMARY KEY,
+        kind INTEGER NOT NULL,
+        n INTEGER,
+        stamp INTEGER NOT NULL,
+        rank INTEGER,
+        at INTEGER NOT NULL,
+        model INTEGER,
+        record TEXT,
+        existed INTEGER,
+        fields TEXT,
+        data TEXT,
+        before TEXT,
+        change TEXT,
+        mark TEXT,
+        actor TEXT
+    )",
+    "CREATE INDEX sync_entry_record ON sync_entry (model, record) WHERE record IS NOT NULL",
+    "CREATE TABLE sync_model (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
+    // Devices of the library. member: seq of the entry that made it one. position: what it confirmed last.
+    "CREATE TABLE sync_device (
+        device TEXT PRIMARY KEY,
+        name TEXT,
+        role TEXT NOT NULL DEFAULT 'member',
+        member INTEGER,
+        position_term TEXT,
+        position_seq INTEGER NOT NULL DEFAULT 0,
+        last_contact INTEGER
+    )",
+    // Parts of a group that is larger than a batch, until it is whole; as they came, packed.
+    "CREATE TABLE sync_incoming (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, message BLOB NOT NULL)",
+    // Captured rows that cannot be sent, with the reason: never dropped silently.
+    "CREATE TABLE sync_quarantine (
+        id INTEGER PRIMARY KEY,
+        model TEXT NOT NULL,
+        record TEXT NOT NULL,
+        at INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        data TEXT
+    )",
+    "CREATE VIEW sync_log AS SELECT
+        (SELECT library FROM sync_replica) AS library,
+        e.seq,
+        (SELECT t.number FROM sync_term t WHERE t.first <= e.seq ORDER BY t.first DESC LIMIT 1) AS term,
+        strftime('%Y-%m-%dT%H:%M:%fZ', e.at / 1000.0, 'unixepoch') AS time,
+        (SELECT o.device FROM sync_group g JOIN sync_origin o ON o.id = g.origin
+            WHERE g.first <= e.seq AND e.n IS NOT NULL ORDER BY g.first DESC LIMIT 1) AS device,
+        (SELECT m.name FROM sync_model m WHERE m.id = e.model) AS model,
+        e.record,
+        CASE e.kind WHEN 0 THEN 'noop' WHEN 1 THEN iif(e.existed, 'update', 'insert') WHEN 2 THEN 'delete'
+            WHEN 3 THEN 'term start' WHEN 4 THEN 'member' ELSE 'other' END AS kind,
+        e.fields AS changed_fields,
+        e.data,
+        e.actor
+    FROM sync_entry e",
+];
