@@ -107,6 +107,24 @@ impl Term {
         Self { number: 0, leader: DeviceId([0; 32]), incarnation: Incarnation { counter: 0, nonce: 0 } };
 }
 
+impl Term {
+    /// The form in which the database keeps a term: `number/leader/counter/nonce`.
+    pub(crate) fn to_text(self) -> String {
+        format!("{}/{}/{}/{}", self.number, self.leader, self.incarnation.counter, self.incarnation.nonce)
+    }
+
+    /// Reads [`Term::to_text`] back.
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
+        let mut parts = text.split('/');
+        let term = Self {
+            number: parts.next()?.parse().ok()?,
+            leader: DeviceId::parse(parts.next()?)?,
+            incarnation: Incarnation { counter: parts.next()?.parse().ok()?, nonce: parts.next()?.parse().ok()? },
+        };
+        parts.next().is_none().then_some(term)
+    }
+}
+
 impl fmt::Display for Term {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}/{}", self.number, self.incarnation.counter, self.leader.short())
@@ -168,6 +186,19 @@ mod tests {
         assert!(term(1, 2, 0) > term(1, 1, 9));
         assert!(term(1, 1, 2) > term(1, 1, 1), "a restart outranks the opening before it");
         assert!(Term::ZERO < term(1, 0, 0));
+    }
+
+    #[test]
+    fn a_term_reads_back_what_the_database_keeps() {
+        let term = Term {
+            number: 7,
+            leader: DeviceId([0xab; 32]),
+            incarnation: Incarnation { counter: 2, nonce: u64::MAX },
+        };
+        assert_eq!(Term::from_text(&term.to_text()), Some(term));
+        for bad in ["", "1", "1/2/3/4", &format!("{}/5", term.to_text())] {
+            assert_eq!(Term::from_text(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -322,7 +322,7 @@ impl ModelDescriptor {
     /// The one canonical text of the record that a row (in the order of `fields`) stands for:
     /// a hyphenated UUID, the key's text, or a JSON array for a composite key.
     pub fn record_id(&self, row: &[Value]) -> String {
-        value::record_id(self.key.iter().map(|&i| (&row[i], &self.fields[i].kind)))
+        value::record_id(self.key.iter().map(|&i| &row[i]))
     }
 }
 

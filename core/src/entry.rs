@@ -1,0 +1,220 @@
+//! Entries of the log and the changes they carry, in memory.
+//!
+//! An entry knows its model's fields by name, through the [`Shape`] it was sealed with: what another release of the
+//! application sent can be kept and handed on without this one knowing every field.
+
+use std::sync::Arc;
+
+use crate::{
+    id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
+    value::Value,
+};
+
+/// What an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum EntryKind {
+    /// A change without effect that must be accounted for.
+    Noop = 0,
+    /// The record is as the row says.
+    Upsert = 1,
+    /// The record is gone.
+    Delete = 2,
+    /// The leader opened its term.
+    TermStart = 3,
+    /// A device became a member.
+    Member = 4,
+}
+
+impl EntryKind {
+    pub(crate) fn from_i64(kind: i64) -> Option<Self> {
+        Some(match kind {
+            0 => Self::Noop,
+            1 => Self::Upsert,
+            2 => Self::Delete,
+            3 => Self::TermStart,
+            4 => Self::Member,
+            _ => return None,
+        })
+    }
+}
+
+/// The fields of one model as its rows were sealed.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Shape {
+    /// Sync id of the model.
+    pub(crate) model: String,
+    /// Field names, in order.
+    pub(crate) fields: Vec<String>,
+    /// Indices of the key among them.
+    pub(crate) key: Vec<usize>,
+}
+
+/// A change to a record, and what came of it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Change {
+    /// Fields that `row` and `fields` speak of.
+    pub(crate) shape: Arc<Shape>,
+    /// Canonical record id.
+    pub(crate) record: String,
+    /// Upsert or Delete.
+    pub(crate) kind: EntryKind,
+    /// Whether the record existed before.
+    pub(crate) existed: bool,
+    /// Indices of the changed fields; `None` for all.
+    pub(crate) fields: Option<Vec<u16>>,
+    /// The whole row after an upsert; the key's values, other fields NULL, for a deletion.
+    pub(crate) row: Vec<Value>,
+    /// The whole row before, where there was one and it is known.
+    pub(crate) before: Option<Vec<Value>>,
+    /// Hybrid logical clock when it was sealed.
+    pub(crate) stamp: u64,
+    /// Wall clock when it was captured, ms since 1970.
+    pub(crate) at: i64,
+    /// Atomic mark: changes of one mark stand or fall together.
+    pub(crate) mark: Option<String>,
+    /// Who did it, where the application said so.
+    pub(crate) actor: Option<String>,
+}
+
+/// What the changes of one seal share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    /// Where it was sealed, and by which device.
+    pub(crate) origin: Origin,
+    /// Device that minted the origin.
+    pub(crate) device: DeviceId,
+    /// Random, to tell apart two histories that numbered alike.
+    pub(crate) tag: u64,
+    /// Top of the author's log when it sealed.
+    pub(crate) base: Position,
+    /// Highest number of each origin that was pending at the author when it sealed.
+    pub(crate) seen: Vec<(Origin, OriginSeq)>,
+    /// Number of its first change within the origin.
+    pub(crate) first_n: OriginSeq,
+    /// Seqs of its first and last entry.
+    pub(crate) first: Seq,
+    /// See `first`.
+    pub(crate) last: Seq,
+}
+
+/// One slot of the log.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Entry {
+    pub(crate) seq: Seq,
+    pub(crate) term: Term,
+    /// Number within the group's origin; `None` for entries that are no change.
+    pub(crate) n: Option<OriginSeq>,
+    pub(crate) body: Body,
+}
+
+/// What stands in a slot.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Body {
+    /// The leader opened its term.
+    TermStart { stamp: u64, at: i64 },
+    /// `device` became a member.
+    Member { device: DeviceId, stamp: u64, at: i64 },
+    /// A change to a record.
+    Change(Change),
+}
+
+impl Body {
+    pub(crate) fn kind(&self) -> EntryKind {
+        match self {
+            Self::TermStart { .. } => EntryKind::TermStart,
+            Self::Member { .. } => EntryKind::Member,
+            Self::Change(change) => change.kind,
+        }
+    }
+
+    pub(crate) fn stamp(&self) -> u64 {
+        match self {
+            Self::TermStart { stamp, .. } | Self::Member { stamp, .. } => *stamp,
+            Self::Change(change) => change.stamp,
+        }
+    }
+
+    pub(crate) fn at(&self) -> i64 {
+        match self {
+            Self::TermStart { at, .. } | Self::Member { at, .. } => *at,
+            Self::Change(change) => change.at,
+        }
+    }
+}
+
+/// A run of entries of one term: a line of the leadership history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Run {
+    /// Its first seq.
+    pub(crate) first: Seq,
+    /// Its term.
+    pub(crate) term: Term,
+}
+
+/// Whole groups in order, or one part of a group that is larger than a batch.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Batch {
+    /// The position just before the first entry.
+    pub(crate) after: Position,
+    /// Entries, contiguous.
+    pub(crate) entries: Vec<Entry>,
+    /// Groups that have entries here, in order.
+    pub(crate) groups: Vec<Group>,
+}
+
+impl Batch {
+    /// Seq of the last entry; that before the first where there is none.
+    pub(crate) fn last(&self) -> Seq {
+        self.entries.last().map_or(self.after.seq, |entry| entry.seq)
+    }
+
+    /// Whether the last group goes on behind this batch, which then is a part of it.
+    pub(crate) fn is_open(&self) -> bool {
+        self.groups.last().is_some_and(|group| group.last > self.last())
+    }
+}
+
+/// The last seq at which two logs carry the same term: by log matching, everything up to it is the same.
+///
+/// Histories are runs in ascending order with the top of each log. A term has one appender and is opened once, so
+/// where both logs have a run of the same term the runs begin at the same seq, unless one side sent only its newest
+/// runs; the overlap decides.
+pub(crate) fn common_prefix(mine: &[Run], my_top: Seq, theirs: &[Run], their_top: Seq) -> Seq {
+    let end = |runs: &[Run], i: usize, top: Seq| runs.get(i + 1).map_or(top, |next| Seq(next.first.0 - 1));
+    for (i, run) in theirs.iter().enumerate().rev() {
+        if let Some(j) = mine.iter().rposition(|m| m.term == run.term) {
+            let last = end(theirs, i, their_top).min(end(mine, j, my_top));
+            if last >= run.first.max(mine[j].first) {
+                return last;
+            }
+        }
+    }
+    Seq(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Incarnation;
+
+    fn run(first: u64, number: u64, counter: u64) -> Run {
+        let incarnation = Incarnation { counter, nonce: 0 };
+        Run { first: Seq(first), term: Term { number, leader: DeviceId([1; 32]), incarnation } }
+    }
+
+    #[test]
+    fn the_common_prefix_is_the_last_seq_with_the_same_term() {
+        let a = [run(1, 1, 1), run(10, 1, 2), run(20, 2, 1)];
+        let prefix = |mine: &[Run], my_top, theirs: &[Run], their_top| {
+            common_prefix(mine, Seq(my_top), theirs, Seq(their_top)).0
+        };
+        assert_eq!(prefix(&a, 30, &a, 30), 30, "the same log");
+        assert_eq!(prefix(&a, 30, &a, 25), 25, "one is behind");
+        assert_eq!(prefix(&a, 30, &a[..2], 19), 19, "one has not seen the last term");
+        assert_eq!(prefix(&a, 30, &[], 0), 0, "an empty log is a prefix of every log");
+        let fork = [run(1, 1, 1), run(10, 1, 2), run(15, 3, 1)];
+        assert_eq!(prefix(&a, 30, &fork, 18), 14, "they part where the terms part");
+        assert_eq!(prefix(&a, 30, &[run(1, 9, 1)], 5), 0, "nothing in common");
+        assert_eq!(prefix(&a, 30, &a[1..], 30), 30, "only the newest runs were sent");
+    }
+}

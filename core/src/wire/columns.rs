@@ -1,0 +1,518 @@
+//! A batch of entries, column by column.
+//!
+//! Deletions carry the values of their key only, upserts the whole row. Of a row's record id nothing is sent: it
+//! follows from the key. Reading checks that every count fits every other before anything is built.
+
+use std::{collections::HashMap, sync::Arc};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::Unreadable;
+use crate::{
+    entry::{Batch, Body, Change, Entry, EntryKind, Group, Shape},
+    id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
+    value::{self, Value},
+};
+
+/// [`Batch`] as it travels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Columns {
+    after: Position,
+    /// Runs of entries of one term.
+    terms: Vec<(u32, Term)>,
+    groups: Vec<GroupHead>,
+    kinds: Bytes,
+    /// Seqs of the entries that carry a number, as runs: (entries without one, entries with one).
+    numbered: Vec<(u32, u32)>,
+    /// Each less the one before it.
+    stamps: Vec<i64>,
+    ats: Vec<i64>,
+    shapes: Vec<ShapeHead>,
+    /// For each change, which shape.
+    shape_of: Vec<u16>,
+    existed: Bytes,
+    /// Distinct sets of changed fields; for each change an index into it plus one, or zero for all fields.
+    field_sets: Vec<Vec<u16>>,
+    fields_of: Vec<u32>,
+    members: Vec<DeviceId>,
+    /// Marks and actors, sparse: (index of the change, mark, actor).
+    notes: Vec<(u32, Option<String>, Option<String>)>,
+    /// For each shape, its rows column by column.
+    rows: Vec<Vec<Column>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct GroupHead {
+    origin: Origin,
+    device: DeviceId,
+    tag: u64,
+    base: Position,
+    seen: Vec<(Origin, OriginSeq)>,
+    first_n: OriginSeq,
+    first: Seq,
+    last: Seq,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct ShapeHead {
+    model: String,
+    fields: Vec<String>,
+    key: Vec<u16>,
+}
+
+/// The values of one field: a class for each row, and the classes' contents one after the other.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Column {
+    classes: Bytes,
+    integers: Vec<i64>,
+    reals: Vec<u64>,
+    lengths: Vec<u32>,
+    bytes: Bytes,
+}
+
+/// Bytes that travel in one piece.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Bytes(Vec<u8>);
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visit;
+        impl de::Visitor<'_> for Visit {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                Ok(Bytes(bytes.to_vec()))
+            }
+        }
+        d.deserialize_bytes(Visit)
+    }
+}
+
+const NULL: u8 = 0;
+const INTEGER: u8 = 1;
+const REAL: u8 = 2;
+const TEXT: u8 = 3;
+const BLOB: u8 = 4;
+
+impl Column {
+    fn push(&mut self, value: &Value) {
+        match value {
+            Value::Null => self.classes.0.push(NULL),
+            Value::Integer(i) => {
+                self.classes.0.push(INTEGER);
+                self.integers.push(*i);
+            }
+            Value::Real(r) => {
+                self.classes.0.push(REAL);
+                self.reals.push(r.to_bits());
+            }
+            Value::Text(bytes) => self.push_bytes(TEXT, bytes),
+            Value::Blob(bytes) => self.push_bytes(BLOB, bytes),
+        }
+    }
+
+    fn push_bytes(&mut self, class: u8, bytes: &[u8]) {
+        self.classes.0.push(class);
+        // An entry is far below 4 GiB: the sealer keeps larger ones out of the log.
+        self.lengths.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        self.bytes.0.extend_from_slice(bytes);
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        Reader {
+            classes: self.classes.0.iter(),
+            integers: self.integers.iter(),
+            reals: self.reals.iter(),
+            lengths: self.lengths.iter(),
+            bytes: &self.bytes.0,
+        }
+    }
+}
+
+struct Reader<'c> {
+    classes: std::slice::Iter<'c, u8>,
+    integers: std::slice::Iter<'c, i64>,
+    reals: std::slice::Iter<'c, u64>,
+    lengths: std::slice::Iter<'c, u32>,
+    bytes: &'c [u8],
+}
+
+impl Reader<'_> {
+    fn next(&mut self) -> Option<Value> {
+        Some(match *self.classes.next()? {
+            NULL => Value::Null,
+            INTEGER => Value::Integer(*self.integers.next()?),
+            REAL => Value::Real(f64::from_bits(*self.reals.next()?)),
+            TEXT => Value::Text(self.take()?),
+            BLOB => Value::Blob(self.take()?),
+            _ => return None,
+        })
+    }
+
+    fn take(&mut self) -> Option<Vec<u8>> {
+        let (taken, rest) = self.bytes.split_at_checked(*self.lengths.next()? as usize)?;
+        self.bytes = rest;
+        Some(taken.to_vec())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.classes.len() == 0
+            && self.integers.len() == 0
+            && self.reals.len() == 0
+            && self.lengths.len() == 0
+            && self.bytes.is_empty()
+    }
+}
+
+impl Columns {
+    /// Turns a batch into columns.
+    pub(crate) fn of(batch: &Batch) -> Self {
+        let count = batch.entries.len();
+        let mut columns = Self {
+            after: batch.after,
+            terms: Vec::new(),
+            groups: batch.groups.iter().map(GroupHead::of).collect(),
+            kinds: Bytes(Vec::with_capacity(count)),
+            numbered: Vec::new(),
+            stamps: Vec::with_capacity(count),
+            ats: Vec::with_capacity(count),
+            shapes: Vec::new(),
+            shape_of: Vec::with_capacity(count),
+            existed: Bytes(Vec::with_capacity(count)),
+            field_sets: Vec::new(),
+            fields_of: Vec::with_capacity(count),
+            members: Vec::new(),
+            notes: Vec::new(),
+            rows: Vec::new(),
+        };
+        let mut shapes: HashMap<*const Shape, u16> = HashMap::new();
+        let mut sets: HashMap<&[u16], u32> = HashMap::new();
+        let (mut stamp, mut at) = (0u64, 0i64);
+        for entry in &batch.entries {
+            match columns.terms.last_mut() {
+                Some((run, term)) if *term == entry.term => *run += 1,
+                _ => columns.terms.push((1, entry.term)),
+            }
+            columns.push_numbered(entry.n.is_some());
+            columns.kinds.0.push(entry.body.kind() as u8);
+            columns.stamps.push(entry.body.stamp().wrapping_sub(stamp) as i64);
+            columns.ats.push(entry.body.at().wrapping_sub(at));
+            (stamp, at) = (entry.body.stamp(), entry.body.at());
+            match &entry.body {
+                Body::TermStart { .. } => {}
+                Body::Member { device, .. } => columns.members.push(*device),
+                Body::Change(change) => {
+                    let shape = *shapes.entry(Arc::as_ptr(&change.shape)).or_insert_with(|| {
+                        columns.shapes.push(ShapeHead::of(&change.shape));
+                        columns.rows.push(vec![Column::default(); change.shape.fields.len()]);
+                        u16::try_from(columns.shapes.len() - 1).unwrap_or(u16::MAX)
+                    });
+                    let set = change.fields.as_deref().map_or(0, |fields| {
+                        *sets.entry(fields).or_insert_with(|| {
+                            columns.field_sets.push(fields.to_vec());
+                            u32::try_from(columns.field_sets.len()).unwrap_or(u32::MAX)
+                        })
+                    });
+                    if change.mark.is_some() || change.actor.is_some() {
+                        let index = u32::try_from(columns.shape_of.len()).unwrap_or(u32::MAX);
+                        columns.notes.push((index, change.mark.clone(), change.actor.clone()));
+                    }
+                    columns.shape_of.push(shape);
+                    columns.fields_of.push(set);
+                    columns.existed.0.push(u8::from(change.existed));
+                    for (column, value) in columns.rows[usize::from(shape)].iter_mut().zip(&change.row) {
+                        column.push(value);
+                    }
+                }
+            }
+        }
+        columns
+    }
+
+    fn push_numbered(&mut self, numbered: bool) {
+        match self.numbered.last_mut() {
+            Some((_, with)) if numbered => *with += 1,
+            Some((without, 0)) => *without += 1,
+            _ => self.numbered.push(if numbered { (0, 1) } else { (1, 0) }),
+        }
+    }
+
+    /// Builds the batch again.
+    ///
+    /// # Errors
+    /// [`Unreadable`], when the columns contradict each other.
+    pub(crate) fn into_batch(self) -> Result<Batch, Unreadable> {
+        let bad = |what: &str| Unreadable(format!("entries: {what}"));
+        let count = self.kinds.0.len();
+        if self.stamps.len() != count || self.ats.len() != count {
+            return Err(bad("their columns differ in length"));
+        }
+        let changes = self.shape_of.len();
+        if self.existed.0.len() != changes || self.fields_of.len() != changes || self.rows.len() != self.shapes.len() {
+            return Err(bad("their changes differ in number"));
+        }
+        let shapes: Vec<Arc<Shape>> =
+            self.shapes.into_iter().map(|s| s.into_shape().map(Arc::new)).collect::<Option<_>>().ok_or_else(|| bad("a key is not among its fields"))?;
+        if self.rows.iter().zip(&shapes).any(|(columns, shape)| columns.len() != shape.fields.len()) {
+            return Err(bad("a shape has other columns than fields"));
+        }
+        let mut readers: Vec<Vec<Reader<'_>>> =
+            self.rows.iter().map(|columns| columns.iter().map(Column::reader).collect()).collect();
+        let mut terms = self.terms.iter().flat_map(|(run, term)| std::iter::repeat_n(*term, *run as usize));
+        let mut numbered = self.numbered.iter().flat_map(|(without, with)| {
+            std::iter::repeat_n(false, *without as usize).chain(std::iter::repeat_n(true, *with as usize))
+        });
+        let groups: Vec<Group> = self.groups.into_iter().map(GroupHead::into_group).collect();
+        let mut members = self.members.into_iter();
+        let mut notes = self.notes.into_iter().peekable();
+        let mut entries = Vec::with_capacity(count);
+        let (mut stamp, mut at, mut change) = (0u64, 0i64, 0usize);
+        let (mut group, mut in_group) = (0usize, 0u64);
+        for (i, kind) in self.kinds.0.iter().enumerate() {
+            let seq = Seq(self.after.seq.0 + 1 + i as u64);
+            let term = terms.next().ok_or_else(|| bad("an entry has no term"))?;
+            stamp = stamp.wrapping_add(self.stamps[i] as u64);
+            at = at.wrapping_add(self.ats[i]);
+            let n = if numbered.next().ok_or_else(|| bad("an entry has neither number nor none"))? {
+                while groups.get(group).is_some_and(|g| g.last < seq) {
+                    group += 1;
+                    in_group = 0;
+                }
+                let head = groups.get(group).filter(|g| g.first <= seq).ok_or_else(|| bad("a change is in no group"))?;
+                // A batch that opens in the middle of a group counts on from the group's first entry.
+                if in_group == 0 {
+                    in_group = seq.0 - head.first.0;
+                }
+                in_group += 1;
+                Some(OriginSeq(head.first_n.0 + in_group - 1))
+            } else {
+                None
+            };
+            let body = match EntryKind::from_i64(i64::from(*kind)).ok_or_else(|| bad("a kind is unknown"))? {
+                EntryKind::TermStart => Body::TermStart { stamp, at },
+                EntryKind::Member => {
+                    Body::Member { device: members.next().ok_or_else(|| bad("a member has no device"))?, stamp, at }
+                }
+                kind => {
+                    let shape_index = usize::from(*self.shape_of.get(change).ok_or_else(|| bad("a change has no shape"))?);
+                    let shape = shapes.get(shape_index).ok_or_else(|| bad("a change has an unknown shape"))?;
+                    let row: Vec<Value> = readers[shape_index]
+                        .iter_mut()
+                        .map(Reader::next)
+                        .collect::<Option<_>>()
+                        .ok_or_else(|| bad("a column ends before its rows"))?;
+                    let fields = match self.fields_of[change] as usize {
+                        0 => None,
+                        set => Some(self.field_sets.get(set - 1).ok_or_else(|| bad("a set of fields is missing"))?.clone()),
+                    };
+                    if fields.iter().flatten().any(|f| usize::from(*f) >= shape.fields.len()) {
+                        return Err(bad("a changed field does not exist"));
+                    }
+                    let (mark, actor) = match notes.next_if(|(index, ..)| *index as usize == change) {
+                        Some((_, mark, actor)) => (mark, actor),
+                        None => (None, None),
+                    };
+                    let existed = self.existed.0[change] != 0;
+                    change += 1;
+                    Body::Change(Change {
+                        record: shape.record_id(&row),
+                        shape: Arc::clone(shape),
+                        kind,
+                        existed,
+                        fields,
+                        row,
+                        before: None,
+                        stamp,
+                        at,
+                        mark,
+                        actor,
+                    })
+                }
+            };
+            entries.push(Entry { seq, term, n, body });
+        }
+        let left_over = terms.next().is_some()
+            || numbered.next().is_some()
+            || members.next().is_some()
+            || notes.next().is_some()
+            || change != changes
+            || readers.iter().flatten().any(|r| !r.is_empty());
+        if left_over {
+            return Err(bad("values are left over"));
+        }
+        Ok(Batch { after: self.after, entries, groups })
+    }
+}
+
+impl Shape {
+    /// The canonical record id of a row of this shape.
+    pub(crate) fn record_id(&self, row: &[Value]) -> String {
+        value::record_id(self.key.iter().map(|&i| &row[i]))
+    }
+}
+
+impl ShapeHead {
+    fn of(shape: &Shape) -> Self {
+        Self {
+            model: shape.model.clone(),
+            fields: shape.fields.clone(),
+            key: shape.key.iter().map(|&i| u16::try_from(i).unwrap_or(u16::MAX)).collect(),
+        }
+    }
+
+    fn into_shape(self) -> Option<Shape> {
+        let key: Vec<usize> = self.key.into_iter().map(usize::from).collect();
+        let sound = !key.is_empty() && key.iter().all(|&i| i < self.fields.len());
+        sound.then_some(Shape { model: self.model, fields: self.fields, key })
+    }
+}
+
+impl GroupHead {
+    fn of(group: &Group) -> Self {
+        let Group { origin, device, tag, base, seen, first_n, first, last } = group.clone();
+        Self { origin, device, tag, base, seen, first_n, first, last }
+    }
+
+    fn into_group(self) -> Group {
+        let Self { origin, device, tag, base, seen, first_n, first, last } = self;
+        Group { origin, device, tag, base, seen, first_n, first, last }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        id::Incarnation,
+        wire::{Message, UNPACKED_MAX},
+    };
+
+    fn term(number: u64) -> Term {
+        Term { number, leader: DeviceId([3; 32]), incarnation: Incarnation { counter: 1, nonce: 5 } }
+    }
+
+    fn group(first: u64, last: u64, first_n: u64) -> Group {
+        Group {
+            origin: Origin(uuid::Uuid::from_u128(9)),
+            device: DeviceId([3; 32]),
+            tag: u64::MAX,
+            base: Position::EMPTY,
+            seen: vec![(Origin(uuid::Uuid::from_u128(8)), OriginSeq(4))],
+            first_n: OriginSeq(first_n),
+            first: Seq(first),
+            last: Seq(last),
+        }
+    }
+
+    fn sample() -> Batch {
+        let wide = Arc::new(Shape {
+            model: "entry".into(),
+            fields: ["id", "name", "size", "ratio", "raw"].map(String::from).to_vec(),
+            key: vec![0],
+        });
+        let tag = Arc::new(Shape { model: "entry_tag".into(), fields: vec!["e".into(), "t".into()], key: vec![0, 1] });
+        let change = |shape: &Arc<Shape>, kind, fields, row: Vec<Value>, stamp, mark: Option<&str>| {
+            Body::Change(Change {
+                shape: Arc::clone(shape),
+                record: shape.record_id(&row),
+                kind,
+                existed: fields != None::<Vec<u16>>,
+                fields,
+                row,
+                before: None,
+                stamp,
+                at: 1_700_000_000_000 - stamp as i64,
+                mark: mark.map(String::from),
+                actor: mark.map(|m| format!("by {m}")),
+            })
+        };
+        let text = |t: &str| Value::Text(t.into());
+        let row = |i: u8| {
+            vec![
+                Value::Blob(vec![i; 16]),
+                text("näme"),
+                Value::Integer(i64::MIN + i64::from(i)),
+                Value::Real(f64::NEG_INFINITY),
+                Value::Text(vec![0xff]),
+            ]
+        };
+        let mut gone = vec![Value::Null; 5];
+        gone[0] = Value::Blob(vec![1; 16]);
+        let bodies = [
+            (None, Body::TermStart { stamp: 50, at: -7 }),
+            (Some(1), Body::Member { device: DeviceId([7; 32]), stamp: 60, at: 0 }),
+            (Some(2), change(&wide, EntryKind::Upsert, None, row(1), 70, None)),
+            (Some(3), change(&tag, EntryKind::Upsert, None, vec![text("a"), text("b")], 71, Some("m"))),
+            (Some(4), change(&wide, EntryKind::Upsert, Some(vec![1, 3]), row(1), u64::MAX, None)),
+            (Some(5), change(&wide, EntryKind::Delete, Some(vec![]), gone, 3, Some("n"))),
+        ];
+        let entries = bodies
+            .into_iter()
+            .enumerate()
+            .map(|(i, (n, body))| Entry {
+                seq: Seq(11 + i as u64),
+                term: term(if i == 0 { 4 } else { 5 }),
+                n: n.map(OriginSeq),
+                body,
+            })
+            .collect();
+        let after = Position { term: term(4), seq: Seq(10) };
+        Batch { after, entries, groups: vec![group(12, 12, 1), group(13, 16, 2)] }
+    }
+
+    #[test]
+    fn a_batch_survives_the_wire() {
+        let batch = sample();
+        let message = Message::entries(term(5), Seq(0), &batch);
+        let Message::Entries { batch: columns, .. } = Message::decode(&message.encode()).expect("reads") else {
+            panic!("another message came back")
+        };
+        assert_eq!(columns.into_batch().expect("builds"), batch);
+    }
+
+    #[test]
+    fn a_part_of_a_group_keeps_its_numbers() {
+        let mut batch = sample();
+        batch.entries.drain(..4);
+        batch.groups.remove(0);
+        batch.after = Position { term: term(5), seq: Seq(14) };
+        assert_eq!(Columns::of(&batch).into_batch().expect("builds"), batch);
+    }
+
+    #[test]
+    fn damage_at_any_byte_is_an_error_or_another_message_but_never_a_panic() {
+        let bytes = Message::entries(term(5), Seq(0), &sample()).encode();
+        for i in 0..bytes.len() {
+            for flip in [1u8, 0x80, 0xff] {
+                let mut damaged = bytes.clone();
+                damaged[i] ^= flip;
+                if let Ok(Message::Entries { batch, .. }) = Message::decode(&damaged) {
+                    let _ = batch.into_batch();
+                }
+            }
+            if let Ok(Message::Entries { batch, .. }) = Message::decode(&bytes[..i]) {
+                let _ = batch.into_batch();
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_are_checked_before_memory_is_taken() {
+        let mut bomb = vec![1u8];
+        bomb.extend_from_slice(&u32::MAX.to_be_bytes());
+        bomb.extend_from_slice(&[0; 100]);
+        let error = Message::decode(&bomb).expect_err("refused").to_string();
+        assert!(error.contains("over the limit") && error.contains(&UNPACKED_MAX.to_string()), "{error}");
+        bomb[1..5].copy_from_slice(&1_000_000u32.to_be_bytes());
+        let error = Message::decode(&bomb).expect_err("refused").to_string();
+        assert!(error.contains("ratio") && error.contains("nothing of it was used"), "{error}");
+    }
+}
