@@ -183,15 +183,15 @@ pub fn row_from_json(json: &str) -> Result<Vec<(String, Value)>, String> {
     Ok(row)
 }
 
-/// Reads the values of a row whose columns are expected in the order of `names`. Columns that `names` does
-/// not have are skipped; those the text does not have are `None`.
+/// Reads the values of a row whose columns are expected in the order of `names`; columns that the text does not
+/// have are `None` in the row. `None` altogether if the text has a column that `names` does not.
 ///
 /// # Errors
 /// A sentence about what in the text is not of the form that [`row_to_json`] writes.
-pub(crate) fn values_from_json<'n>(json: &str, names: &'n [&'n str]) -> Result<Vec<Option<Value>>, String> {
-    struct Row<'n>(&'n [&'n str]);
+pub(crate) fn values_from_json(json: &str, names: &[String]) -> Result<Option<Vec<Option<Value>>>, String> {
+    struct Row<'n>(&'n [String]);
     struct Name<'n> {
-        names: &'n [&'n str],
+        names: &'n [String],
         guess: usize,
     }
     impl<'de> DeserializeSeed<'de> for Name<'_> {
@@ -207,25 +207,28 @@ pub(crate) fn values_from_json<'n>(json: &str, names: &'n [&'n str]) -> Result<V
         }
         fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
             // Rows are nearly always written in this order, so the guess is nearly always right.
-            if self.names.get(self.guess) == Some(&name) {
+            if self.names.get(self.guess).is_some_and(|n| n == name) {
                 return Ok(Some(self.guess));
             }
-            Ok(self.names.iter().position(|n| *n == name))
+            Ok(self.names.iter().position(|n| n == name))
         }
     }
     impl<'de> Visitor<'de> for Row<'_> {
-        type Value = Vec<Option<Value>>;
+        type Value = Option<Vec<Option<Value>>>;
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a JSON object of column names and values")
         }
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut row = vec![None; self.0.len()];
+            let mut row = Some(vec![None; self.0.len()]);
             let mut guess = 0;
             while let Some(index) = map.next_key_seed(Name { names: self.0, guess })? {
                 let value = map.next_value_seed(AnyValue)?;
-                if let Some(index) = index {
-                    row[index] = Some(value);
-                    guess = index + 1;
+                match (index, &mut row) {
+                    (Some(index), Some(row)) => {
+                        row[index] = Some(value);
+                        guess = index + 1;
+                    }
+                    _ => row = None,
                 }
             }
             Ok(row)
@@ -553,15 +556,16 @@ mod tests {
         let back = row_from_json(&json).expect("reads back");
         assert_eq!(back.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>(), names);
         assert_eq!(back.into_iter().map(|(_, v)| v).collect::<Vec<_>>(), row);
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let values = values_from_json(&json, &names).expect("reads back by name");
-        assert_eq!(values, row.into_iter().map(Some).collect::<Vec<_>>());
+        assert_eq!(values, Some(row.into_iter().map(Some).collect::<Vec<_>>()));
     }
 
     #[test]
-    fn a_row_of_another_schema_reads_what_both_know() {
-        let values = values_from_json(r#"{"b":2,"x":9,"a":1}"#, &["a", "b", "c"]).expect("reads");
-        assert_eq!(values, [Some(Value::Integer(1)), Some(Value::Integer(2)), None]);
+    fn a_row_with_a_field_that_is_not_expected_is_of_another_shape() {
+        let names = ["a", "b", "c"].map(String::from);
+        let values = values_from_json(r#"{"b":2,"a":1}"#, &names).expect("reads");
+        assert_eq!(values, Some(vec![Some(Value::Integer(1)), Some(Value::Integer(2)), None]));
+        assert_eq!(values_from_json(r#"{"b":2,"x":9,"a":1}"#, &names), Ok(None));
     }
 
     #[test]

@@ -119,18 +119,21 @@ const TABLES: &[&str] = &[
         last_error TEXT
     )",
     "CREATE INDEX sync_pending_record ON sync_pending (model, record)",
-    // The replica itself. Terms as text: number/leader/counter/nonce. clock: the hybrid logical clock.
+    // The replica itself. Terms as text: number/leader/counter/nonce. founder: the library was created here.
+    // clock: the hybrid logical clock. withheld: changes that should_sync kept here.
     "CREATE TABLE sync_replica (
         id INTEGER PRIMARY KEY CHECK (id = 1),
         library TEXT NOT NULL,
-        device TEXT NOT NULL,
+        device TEXT,
+        founder INTEGER NOT NULL DEFAULT 0,
         max_seen TEXT NOT NULL,
         lead TEXT,
         granted TEXT,
         floor INTEGER NOT NULL DEFAULT 0,
         gc_horizon INTEGER NOT NULL DEFAULT 0,
         clock INTEGER NOT NULL DEFAULT 0,
-        rolled_back INTEGER NOT NULL DEFAULT 0
+        rolled_back INTEGER NOT NULL DEFAULT 0,
+        withheld INTEGER NOT NULL DEFAULT 0
     )",
     // Leadership history: the runs of the log that have one term.
     "CREATE TABLE sync_term (
@@ -182,7 +185,7 @@ const TABLES: &[&str] = &[
         actor TEXT
     )",
     "CREATE INDEX sync_entry_record ON sync_entry (model, record) WHERE record IS NOT NULL",
-    "CREATE TABLE sync_model (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
+    "CREATE TABLE sync_model (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, key TEXT NOT NULL)",
     // Devices of the library. member: seq of the entry that made it one. position: what it confirmed last.
     "CREATE TABLE sync_device (
         device TEXT PRIMARY KEY,

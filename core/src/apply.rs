@@ -1,0 +1,411 @@
+//! Apply: entries that the leader sent go into this device's log and tables (rule A).
+//!
+//! One transaction for a batch, with the position in it, so that a crash leaves the batch applied or not begun. Every
+//! entry is appended; of each record only the last image in the batch is written to its table. Rows are first written
+//! as they come. Where that meets a constraint, as when two records swap a unique value, all touched rows step out of
+//! their tables and the images go in: what the leader held at the end of a group satisfies its constraints, so this
+//! does too.
+//!
+//! A part of a group that is larger than a batch is kept packed in `sync_incoming` until the group is whole.
+
+use std::{collections::HashMap, sync::Arc};
+
+use rusqlite::{CachedStatement, ErrorCode, OptionalExtension, params, params_from_iter};
+
+use crate::{
+    entry::{Batch, Body, Change, EntryKind, Shape},
+    error::Error,
+    id::{OriginSeq, Position, Seq, Term},
+    log::{self, Appender},
+    seal::{self, Bound, bind, read_value},
+    store::{Model, RowSql, Tx, origin_row, top},
+    value::Value,
+    wire::Message,
+};
+
+/// What applying a batch came to.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Applied {
+    /// The log reaches to here now.
+    To(Position),
+    /// A part of a larger group was put aside; the log is as it was.
+    Staged(Seq),
+    /// The batch does not follow on this log: pull again from the top.
+    OutOfOrder(Position),
+    /// The sender leads a term that is over, or this device leads.
+    Stale(Term),
+    /// An entry that this log holds differs from the one that was sent.
+    Differs(Seq),
+}
+
+/// Records touched by a batch, for events: model, record, kind.
+pub(crate) type Touched = Vec<(Arc<Shape>, String, EntryKind)>;
+
+/// Applies a batch. `message` is what it came as, for putting a part aside.
+pub(crate) fn apply(
+    tx: &mut Tx<'_>,
+    lead: Term,
+    mut batch: Batch,
+    message: &[u8],
+    touched: Option<&mut Touched>,
+) -> Result<Applied, Error> {
+    let replica = tx.replica()?;
+    if lead < replica.max_seen || replica.lead.is_some() {
+        return Ok(Applied::Stale(replica.max_seen));
+    }
+    if lead > replica.max_seen {
+        tx.set_terms(lead, None)?;
+    }
+    seal::seal_all(tx)?;
+    let top = top(tx.conn)?;
+    let staged: Option<u64> =
+        tx.conn.prepare_cached("SELECT max(last) FROM sync_incoming")?.query_row([], |row| row.get(0))?;
+
+    if batch.after.seq < top.seq {
+        match skip_held(tx, &mut batch, top)? {
+            Skip::Differs(seq) => return Ok(Applied::Differs(seq)),
+            Skip::All => return Ok(Applied::To(top)),
+            Skip::Some => {}
+        }
+    }
+    let continues = staged.is_some_and(|last| batch.after.seq == Seq(last));
+    if batch.after != top && !continues {
+        return Ok(Applied::OutOfOrder(top));
+    }
+    if staged.is_some() && !continues {
+        // Parts of a group that another leader, or another try, has sent anew.
+        tx.conn.execute("DELETE FROM sync_incoming", [])?;
+    }
+    if batch.is_open() {
+        let (first, last) = (batch.after.seq.next(), batch.last());
+        tx.conn
+            .prepare_cached("INSERT INTO sync_incoming (first, last, message) VALUES (?1, ?2, ?3)")?
+            .execute(params![first.0, last.0, message])?;
+        return Ok(Applied::Staged(last));
+    }
+    let parts = if continues { Parts::Staged } else { Parts::None };
+    let position = append(tx, top, parts, &batch)?;
+    write_rows(tx, parts, &batch)?;
+    if parts == Parts::Staged {
+        tx.conn.execute("DELETE FROM sync_incoming", [])?;
+    }
+    if let Some(touched) = touched {
+        each_part(tx, parts, &batch, |_, part| {
+            touched.extend(part.entries.iter().filter_map(|entry| match &entry.body {
+                Body::Change(c) => Some((Arc::clone(&c.shape), c.record.clone(), c.kind)),
+                _ => None,
+            }));
+            Ok(())
+        })?;
+    }
+    Ok(Applied::To(position))
+}
+
+enum Skip {
+    /// Everything in the batch is in the log already.
+    All,
+    /// The batch now begins behind the log's top, or did not overlap.
+    Some,
+    Differs(Seq),
+}
+
+/// Takes out of the batch what the log holds, after checking that it is the same.
+fn skip_held(tx: &Tx<'_>, batch: &mut Batch, top: Position) -> Result<Skip, Error> {
+    let held = batch.entries.iter().take_while(|e| e.seq <= top.seq).count();
+    for entry in &batch.entries[..held] {
+        if log::term_at(tx.conn, entry.seq)? != entry.term {
+            return Ok(Skip::Differs(entry.seq));
+        }
+    }
+    batch.entries.drain(..held);
+    batch.groups.retain(|g| g.last > top.seq);
+    batch.after = top;
+    Ok(if batch.entries.is_empty() { Skip::All } else { Skip::Some })
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Parts {
+    None,
+    Staged,
+}
+
+/// Calls `each` with the staged parts of the group, if there are any, and then with the batch: one in memory at a
+/// time.
+fn each_part(
+    tx: &Tx<'_>,
+    parts: Parts,
+    batch: &Batch,
+    mut each: impl FnMut(&Tx<'_>, &Batch) -> Result<(), Error>,
+) -> Result<(), Error> {
+    if parts == Parts::Staged {
+        let mut statement = tx.conn.prepare_cached("SELECT message FROM sync_incoming ORDER BY first")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let message: Vec<u8> = row.get(0)?;
+            let damaged = |e: crate::wire::Unreadable| Error::Damaged(format!("a part put aside: {e}"));
+            let Message::Entries { batch, .. } = Message::decode(&message).map_err(damaged)? else {
+                return Err(Error::Damaged("a part put aside is another message".into()));
+            };
+            each(tx, &batch.into_batch().map_err(damaged)?)?;
+        }
+    }
+    each(tx, batch)
+}
+
+/// Appends every entry to the log, with the groups, the vector of origins and the clock.
+fn append(tx: &mut Tx<'_>, top: Position, parts: Parts, batch: &Batch) -> Result<Position, Error> {
+    let mut position = top;
+    let mut clock = 0;
+    let conn = tx.conn;
+    let mut appender = Appender::new(conn, top)?;
+    each_part(tx, parts, batch, |tx, part| {
+        for entry in &part.entries {
+            match &entry.body {
+                Body::Change(change) if change.existed && !appender.has_earlier(change)? => {
+                    let change = Change { before: row_in_table(tx, change)?, ..change.clone() };
+                    appender.push(&crate::entry::Entry { body: Body::Change(change), ..entry.clone() })?;
+                }
+                _ => appender.push(entry)?,
+            }
+            clock = clock.max(entry.body.stamp());
+            position = Position { term: entry.term, seq: entry.seq };
+        }
+        Ok(())
+    })?;
+    for group in &batch.groups {
+        let row = origin_row(tx.conn, group.origin, group.device)?;
+        log::push_group(tx.conn, group, row)?;
+        let last_n = OriginSeq(group.first_n.0 + (group.last.0 - group.first.0));
+        log::raise_vector(tx.conn, row, last_n)?;
+        tx.conn
+            .prepare_cached("DELETE FROM sync_pending WHERE origin = ?1 AND n <= ?2 AND tag = ?3")?
+            .execute(params![row, last_n.0, group.tag as i64])?;
+    }
+    tx.set_clock(clock)?;
+    Ok(position)
+}
+
+/// The row as the table has it, where an entry is the first of its record in this log.
+fn row_in_table(tx: &Tx<'_>, change: &Change) -> Result<Option<Vec<Value>>, Error> {
+    let Some(model) = tx.models.iter().find(|m| *m.shape == *change.shape) else { return Ok(None) };
+    let key = model.shape.key.iter().map(|&i| Bound(&change.row[i]));
+    let count = model.shape.fields.len();
+    Ok(tx
+        .conn
+        .prepare_cached(&model.sql.select)?
+        .query_row(params_from_iter(key), |row| (0..count).map(|i| Ok(read_value(row.get_ref(i)?))).collect())
+        .optional()?)
+}
+
+/// Writes the last image of each record into the tables.
+fn write_rows(tx: &mut Tx<'_>, parts: Parts, batch: &Batch) -> Result<(), Error> {
+    if tx.foreign_triggers {
+        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 1 WHERE id = 1")?.execute([])?;
+    }
+    tx.conn.prepare_cached("SAVEPOINT rows")?.execute([])?;
+    match each_part(tx, parts, batch, |tx, part| write_part(tx, part, Write::Images)) {
+        Err(error) if is_constraint(&error) => {
+            tx.conn.prepare_cached("ROLLBACK TO rows")?.execute([])?;
+            let mut kept = LocalValues::new();
+            each_part(tx, parts, batch, |tx, part| write_part(tx, part, Write::StepOut(&mut kept)))?;
+            each_part(tx, parts, batch, |tx, part| write_part(tx, part, Write::Images))
+                .map_err(|error| explain(tx, error))?;
+            for ((model, _), (key, values)) in kept {
+                let sql = tx.models[model].sql.update_local.as_deref().unwrap_or_default();
+                tx.conn.prepare_cached(sql)?.execute(params_from_iter(values.iter().chain(&key).map(Bound)))?;
+            }
+        }
+        other => other?,
+    }
+    tx.conn.prepare_cached("RELEASE rows")?.execute([])?;
+    if tx.foreign_triggers {
+        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 0 WHERE id = 1")?.execute([])?;
+    }
+    Ok(())
+}
+
+fn is_constraint(error: &Error) -> bool {
+    matches!(error, Error::Database { source, .. }
+        if source.sqlite_error_code() == Some(ErrorCode::ConstraintViolation))
+}
+
+/// A constraint that even the group's final images break is one that the leader's database does not have.
+fn explain(tx: &Tx<'_>, error: Error) -> Error {
+    match error {
+        Error::Database { source, .. } if source.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+            let (model, table) = tx
+                .models
+                .iter()
+                .find(|m| source.to_string().contains(&format!("{}.", m.descriptor.table)))
+                .map_or(("?", "?"), |m| (m.descriptor.id, m.descriptor.table.as_str()));
+            Error::Table {
+                model: model.to_owned(),
+                table: table.to_owned(),
+                reason: format!("a row that the leader's database holds breaks a constraint of this one ({source})"),
+                remedy: "Bring both databases to the same schema, with tidelog::migrate".to_owned(),
+            }
+        }
+        other => other,
+    }
+}
+
+/// Values of local columns of rows that stepped out, by model and record: key, values.
+type LocalValues = HashMap<(usize, String), (Vec<Value>, Vec<Value>)>;
+
+enum Write<'k> {
+    /// Upserts and deletes.
+    Images,
+    /// Deletes all, keeping what is local.
+    StepOut(&'k mut LocalValues),
+}
+
+fn write_part(tx: &Tx<'_>, part: &Batch, mut write: Write<'_>) -> Result<(), Error> {
+    let last = last_images(part);
+    let pending = has_pending(tx)?;
+    let mut writers: HashMap<*const Shape, Option<Writer<'_>>> = HashMap::new();
+    for (i, entry) in part.entries.iter().enumerate() {
+        let Body::Change(change) = &entry.body else { continue };
+        if change.kind == EntryKind::Noop || last.as_ref().is_some_and(|last| last[&key_of(change)] != i) {
+            continue;
+        }
+        let pointer = Arc::as_ptr(&change.shape);
+        let writer = match writers.get_mut(&pointer) {
+            Some(writer) => writer,
+            None => {
+                let writer = Writer::new(tx, &change.shape)?;
+                writers.entry(pointer).or_insert(writer)
+            }
+        };
+        // A model that this release does not have stays in the log until one has it.
+        let Some(writer) = writer else { continue };
+        match &mut write {
+            Write::StepOut(kept) => writer.step_out(tx, change, kept)?,
+            Write::Images => match pending.then(|| overlaid(tx, change)).transpose()?.flatten() {
+                Some(overlaid) => writer.write(&overlaid)?,
+                None => writer.write(change)?,
+            },
+        }
+    }
+    Ok(())
+}
+
+fn key_of(change: &Change) -> (&str, &str) {
+    (change.shape.model.as_str(), change.record.as_str())
+}
+
+/// For each record the index of its last change; `None` when no record is there twice, the usual case, cheaply.
+fn last_images(part: &Batch) -> Option<HashMap<(&str, &str), usize>> {
+    let mut last = HashMap::with_capacity(part.entries.len());
+    let mut twice = false;
+    for (i, entry) in part.entries.iter().enumerate() {
+        if let Body::Change(change) = &entry.body
+            && change.kind != EntryKind::Noop
+        {
+            twice |= last.insert(key_of(change), i).is_some();
+        }
+    }
+    twice.then_some(last)
+}
+
+fn has_pending(tx: &Tx<'_>) -> Result<bool, Error> {
+    Ok(tx.conn.prepare_cached("SELECT 1 FROM sync_pending LIMIT 1")?.exists([])?)
+}
+
+/// The entry's image with this device's pending changes of the record laid over it, in their order.
+fn overlaid(tx: &Tx<'_>, change: &Change) -> Result<Option<Change>, Error> {
+    let mut statement = tx.conn.prepare_cached(
+        "SELECT kind, fields, data FROM sync_pending WHERE record = ?2
+            AND model = (SELECT id FROM sync_model WHERE name = ?1) ORDER BY id",
+    )?;
+    let mut rows = statement.query(params![change.shape.model, change.record])?;
+    let mut image = None;
+    while let Some(row) = rows.next()? {
+        let image = image.get_or_insert_with(|| change.clone());
+        let (kind, fields, data): (i64, Option<String>, Option<String>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        image.kind = EntryKind::from_i64(kind).unwrap_or(image.kind);
+        let only = fields.as_deref().map(crate::capture::names_from_json).transpose()?;
+        for (name, value) in crate::value::row_from_json(data.as_deref().unwrap_or("{}")).map_err(Error::Damaged)? {
+            if only.as_ref().is_none_or(|only| only.contains(&name))
+                && let Some(i) = image.shape.fields.iter().position(|f| *f == name)
+            {
+                image.row[i] = value;
+            }
+        }
+    }
+    Ok(image)
+}
+
+/// Writes rows of one shape into its table.
+struct Writer<'c> {
+    index: usize,
+    model: &'c Model,
+    upsert: CachedStatement<'c>,
+    delete: CachedStatement<'c>,
+    /// For each of the table's fields, where it is in the sent row; `None`: the model's default.
+    map: Option<Vec<Option<usize>>>,
+    key: Vec<usize>,
+}
+
+impl<'c> Writer<'c> {
+    fn new(tx: &Tx<'c>, shape: &Arc<Shape>) -> Result<Option<Self>, Error> {
+        let Some(index) = tx.models.iter().position(|m| m.descriptor.id == shape.model) else { return Ok(None) };
+        let model = &tx.models[index];
+        let RowSql { upsert, delete, .. } = &model.sql;
+        let map = (*model.shape != **shape)
+            .then(|| model.shape.fields.iter().map(|f| shape.fields.iter().position(|s| s == f)).collect());
+        let named = |i: &usize| shape.fields.iter().position(|f| *f == model.shape.fields[*i]);
+        let key = model.shape.key.iter().map(named).collect::<Option<Vec<_>>>().ok_or_else(|| Error::Table {
+            model: shape.model.clone(),
+            table: model.descriptor.table.clone(),
+            reason: "its rows come from a device where it has another key".to_owned(),
+            remedy: "Bring both devices to the same release of the application".to_owned(),
+        })?;
+        let (upsert, delete) = (tx.conn.prepare_cached(upsert)?, tx.conn.prepare_cached(delete)?);
+        Ok(Some(Self { index, model, upsert, delete, map, key }))
+    }
+
+    fn write(&mut self, change: &Change) -> Result<(), Error> {
+        if change.kind == EntryKind::Delete {
+            self.delete.execute(params_from_iter(self.key.iter().map(|&i| Bound(&change.row[i]))))?;
+            return Ok(());
+        }
+        match &self.map {
+            None => {
+                for (i, value) in change.row.iter().enumerate() {
+                    self.upsert.raw_bind_parameter(i + 1, Bound(value))?;
+                }
+            }
+            Some(map) => {
+                for (i, from) in map.iter().enumerate() {
+                    let field = &self.model.descriptor.fields[i];
+                    let value = match from {
+                        Some(from) => bind(&change.row[*from]),
+                        None => field.default.as_ref().map_or(rusqlite::types::ValueRef::Null, bind),
+                    };
+                    self.upsert.raw_bind_parameter(i + 1, rusqlite::types::ToSqlOutput::Borrowed(value))?;
+                }
+            }
+        }
+        self.upsert.raw_execute()?;
+        Ok(())
+    }
+
+    fn step_out(&mut self, tx: &Tx<'_>, change: &Change, kept: &mut LocalValues) -> Result<(), Error> {
+        let key: Vec<Value> = self.key.iter().map(|&i| change.row[i].clone()).collect();
+        if let Some(select) = &self.model.sql.select_local {
+            let count = self.model.descriptor.local.len();
+            let local = tx
+                .conn
+                .prepare_cached(select)?
+                .query_row(params_from_iter(key.iter().map(Bound)), |row| {
+                    (0..count).map(|i| Ok(read_value(row.get_ref(i)?))).collect::<Result<Vec<_>, _>>()
+                })
+                .optional()?;
+            if let Some(local) = local {
+                kept.insert((self.index, change.record.clone()), (key.clone(), local));
+            }
+        }
+        self.delete.execute(params_from_iter(key.iter().map(Bound)))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,500 @@
+//! The log's rows: appending entries and reading them back.
+//!
+//! A row of `sync_entry` holds what differs from entry to entry; terms and groups stand in `sync_term` and
+//! `sync_group` by the first seq of their run. Rows are JSON for people (`value.rs` says how), and everything that
+//! is served to another device is read from here, never from the tables.
+
+use std::{collections::HashMap, sync::Arc};
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params, types::ValueRef};
+
+use crate::{
+    capture::{json_names, names_from_json},
+    entry::{Batch, Body, Change, Entry, EntryKind, Group, Run, Shape},
+    error::Error,
+    id::{DeviceId, Incarnation, Origin, OriginSeq, Position, Seq, Term},
+    store::Model,
+    value::{self, Value},
+};
+
+/// A batch is closed when its rows reach this many bytes (or this many entries): about 50 ms of applying.
+pub(crate) const BATCH_BYTES: usize = 1 << 20;
+/// See [`BATCH_BYTES`].
+pub(crate) const BATCH_ENTRIES: usize = 8192;
+/// Largest row that is sealed, in bytes; a larger one is quarantined. A batch of one such row stays below
+/// [`UNPACKED_MAX`](crate::wire::UNPACKED_MAX).
+pub(crate) const ROW_MAX: usize = 2 << 20;
+
+/// Appends entries in order; keeps its statements prepared and the names of the shapes ready.
+pub(crate) struct Appender<'c> {
+    conn: &'c Connection,
+    insert: CachedStatement<'c>,
+    earlier: CachedStatement<'c>,
+    shapes: HashMap<*const Shape, Known>,
+    last: Option<(Arc<Shape>, Known)>,
+    term: Option<Term>,
+}
+
+#[derive(Clone)]
+struct Known {
+    model: i64,
+    /// `"name":` for each field.
+    prefixes: Arc<Vec<String>>,
+    /// Keeps the pointer in the map alive.
+    _shape: Arc<Shape>,
+}
+
+impl<'c> Appender<'c> {
+    /// Ready to append behind the log's present top, whose term is `term`.
+    pub(crate) fn new(conn: &'c Connection, top: Position) -> Result<Self, Error> {
+        Ok(Self {
+            conn,
+            insert: conn.prepare_cached(
+                "INSERT INTO sync_entry
+                 (seq, kind, n, stamp, at, model, record, existed, fields, data, before, mark, actor)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+            )?,
+            earlier: conn.prepare_cached("SELECT 1 FROM sync_entry WHERE model = ?1 AND record = ?2 LIMIT 1")?,
+            shapes: HashMap::new(),
+            last: None,
+            term: (top.seq > Seq(0)).then_some(top.term),
+        })
+    }
+
+    /// Appends one entry.
+    pub(crate) fn push(&mut self, entry: &Entry) -> Result<(), Error> {
+        if self.term != Some(entry.term) {
+            self.conn
+                .prepare_cached(
+                    "INSERT INTO sync_term (first, number, leader, counter, nonce) VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
+                .execute(params![
+                    entry.seq.0,
+                    entry.term.number,
+                    entry.term.leader.to_string(),
+                    entry.term.incarnation.counter,
+                    entry.term.incarnation.nonce as i64
+                ])?;
+            self.term = Some(entry.term);
+        }
+        let kind = entry.body.kind() as i64;
+        let n = entry.n.map(|n| n.0);
+        match &entry.body {
+            Body::TermStart { stamp, at } => {
+                self.insert.execute(params![entry.seq.0, kind, n, *stamp, at, None::<i64>, None::<&str>, None::<i64>, None::<&str>, None::<&str>, None::<&str>, None::<&str>, None::<&str>])?;
+            }
+            Body::Member { device, stamp, at } => {
+                let data = format!(r#"{{"device":"{device}"}}"#);
+                self.insert.execute(params![entry.seq.0, kind, n, *stamp, at, None::<i64>, None::<&str>, None::<i64>, None::<&str>, data, None::<&str>, None::<&str>, None::<&str>])?;
+                self.conn
+                    .prepare_cached(
+                        "INSERT INTO sync_device (device, member) VALUES (?1, ?2)
+                         ON CONFLICT (device) DO UPDATE SET member = excluded.member WHERE member IS NULL",
+                    )?
+                    .execute(params![device.to_string(), entry.seq.0])?;
+            }
+            Body::Change(change) => self.push_change(entry, kind, change)?,
+        }
+        Ok(())
+    }
+
+    fn push_change(&mut self, entry: &Entry, kind: i64, change: &Change) -> Result<(), Error> {
+        let known = self.known(&change.shape)?;
+        let before = match &change.before {
+            Some(row) if change.existed && !self.has_earlier_of(known.model, &change.record)? => {
+                Some(json_of(&known.prefixes, row, None))
+            }
+            _ => None,
+        };
+        let key = (change.kind == EntryKind::Delete).then_some(change.shape.key.as_slice());
+        let data = json_of(&known.prefixes, &change.row, key);
+        let fields = change
+            .fields
+            .as_ref()
+            .map(|fields| json_names(fields.iter().filter_map(|f| change.shape.fields.get(usize::from(*f)))));
+        self.insert.execute(params![
+            entry.seq.0,
+            kind,
+            entry.n.map(|n| n.0),
+            change.stamp,
+            change.at,
+            known.model,
+            change.record,
+            change.existed,
+            fields,
+            data,
+            before,
+            change.mark,
+            change.actor
+        ])?;
+        Ok(())
+    }
+
+    /// Whether the log holds an entry of the record already.
+    pub(crate) fn has_earlier(&mut self, change: &Change) -> Result<bool, Error> {
+        let known = self.known(&change.shape)?;
+        self.has_earlier_of(known.model, &change.record)
+    }
+
+    fn has_earlier_of(&mut self, model: i64, record: &str) -> Result<bool, Error> {
+        Ok(self.earlier.exists(params![model, record])?)
+    }
+
+    fn known(&mut self, shape: &Arc<Shape>) -> Result<Known, Error> {
+        if let Some((last, known)) = &self.last
+            && Arc::ptr_eq(last, shape)
+        {
+            return Ok(known.clone());
+        }
+        let pointer = Arc::as_ptr(shape);
+        if !self.shapes.contains_key(&pointer) {
+            let mut prefixes = Vec::with_capacity(shape.fields.len());
+            for field in &shape.fields {
+                let mut prefix = String::new();
+                value::write_json_string(field, &mut prefix);
+                prefix.push(':');
+                prefixes.push(prefix);
+            }
+            let model = model_row(self.conn, shape)?;
+            let known = Known { model, prefixes: Arc::new(prefixes), _shape: Arc::clone(shape) };
+            self.shapes.insert(pointer, known);
+        }
+        let known = self.shapes[&pointer].clone();
+        self.last = Some((Arc::clone(shape), known.clone()));
+        Ok(known)
+    }
+}
+
+/// A row as JSON; only the fields in `only` where that is given.
+fn json_of(prefixes: &[String], row: &[Value], only: Option<&[usize]>) -> String {
+    let mut out = String::with_capacity(24 * row.len());
+    out.push('{');
+    let mut push = |i: usize| {
+        if out.len() > 1 {
+            out.push(',');
+        }
+        out.push_str(&prefixes[i]);
+        row[i].write_json(&mut out);
+    };
+    match only {
+        Some(fields) => fields.iter().for_each(|&i| push(i)),
+        None => (0..row.len().min(prefixes.len())).for_each(&mut push),
+    }
+    out.push('}');
+    out
+}
+
+/// A row as JSON text, for tables other than the log.
+pub(crate) fn row_json(shape: &Shape, row: &[Value]) -> String {
+    value::row_to_json(shape.fields.iter().map(String::as_str), row)
+}
+
+/// The row of a model in `sync_model`, made if there is none.
+pub(crate) fn model_row(conn: &Connection, shape: &Shape) -> Result<i64, Error> {
+    let known = conn
+        .prepare_cached("SELECT id FROM sync_model WHERE name = ?1")?
+        .query_row([&shape.model], |row| row.get(0))
+        .optional()?;
+    if let Some(id) = known {
+        return Ok(id);
+    }
+    let key = json_names(shape.key.iter().map(|&i| &shape.fields[i]));
+    conn.prepare_cached("INSERT INTO sync_model (name, key) VALUES (?1, ?2)")?.execute([&shape.model, &key])?;
+    Ok(conn.last_insert_rowid())
+}
+
+/// Writes the row that the entries of a group share.
+pub(crate) fn push_group(conn: &Connection, group: &Group, origin_row: i64) -> Result<(), Error> {
+    let seen: Vec<(String, u64)> = group.seen.iter().map(|(o, n)| (o.to_string(), n.0)).collect();
+    conn.prepare_cached(
+        "INSERT INTO sync_group (first, last, origin, first_n, tag, base_term, base_seq, seen)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    )?
+    .execute(params![
+        group.first.0,
+        group.last.0,
+        origin_row,
+        group.first_n.0,
+        group.tag as i64,
+        group.base.term.to_text(),
+        group.base.seq.0,
+        serde_json::Value::from_iter(seen).to_string()
+    ])?;
+    Ok(())
+}
+
+/// Raises an origin's number in the vector.
+pub(crate) fn raise_vector(conn: &Connection, origin_row: i64, n: OriginSeq) -> Result<(), Error> {
+    conn.prepare_cached("UPDATE sync_origin SET n = max(n, ?2) WHERE id = ?1")?.execute(params![origin_row, n.0])?;
+    Ok(())
+}
+
+/// The leadership history: every run of the log, ascending.
+pub(crate) fn runs(conn: &Connection) -> Result<Vec<Run>, Error> {
+    conn.prepare_cached("SELECT first, number, leader, counter, nonce FROM sync_term ORDER BY first")?
+        .query_map([], |row| Ok(read_run(row)))?
+        .map(|run| run?)
+        .collect()
+}
+
+/// The term of the entry at `seq`.
+pub(crate) fn term_at(conn: &Connection, seq: Seq) -> Result<Term, Error> {
+    conn.prepare_cached(
+        "SELECT first, number, leader, counter, nonce FROM sync_term WHERE first <= ?1 ORDER BY first DESC LIMIT 1",
+    )?
+    .query_row([seq.0], |row| Ok(read_run(row)))
+    .optional()?
+    .unwrap_or_else(|| Err(Error::Damaged(format!("entry {seq} has no term"))))
+    .map(|run| run.term)
+}
+
+fn read_run(row: &Row<'_>) -> Result<Run, Error> {
+    let leader: String = row.get(2)?;
+    Ok(Run {
+        first: Seq(row.get(0)?),
+        term: Term {
+            number: row.get(1)?,
+            leader: DeviceId::parse(&leader).ok_or_else(|| Error::Damaged(format!("`{leader}` is no device id")))?,
+            incarnation: Incarnation { counter: row.get(3)?, nonce: row.get::<_, i64>(4)? as u64 },
+        },
+    })
+}
+
+/// Reads the log for other devices; keeps the shapes it has met.
+pub(crate) struct LogReader<'m> {
+    models: &'m [Model],
+    shapes: HashMap<i64, ModelShapes>,
+}
+
+struct ModelShapes {
+    name: String,
+    key: Vec<String>,
+    /// Shapes of this model's rows, the one met last at the end.
+    met: Vec<Arc<Shape>>,
+}
+
+impl<'m> LogReader<'m> {
+    pub(crate) fn new(models: &'m [Model]) -> Self {
+        Self { models, shapes: HashMap::new() }
+    }
+
+    /// The entries after `after` up to `until`: whole groups up to the size of a batch, or one part of a group
+    /// that is larger. Empty if there are none.
+    pub(crate) fn read(&mut self, conn: &Connection, after: Seq, until: Seq) -> Result<Batch, Error> {
+        let position = match after.0 {
+            0 => Position::EMPTY,
+            _ => Position { term: term_at(conn, after)?, seq: after },
+        };
+        let mut batch = Batch { after: position, entries: Vec::new(), groups: Vec::new() };
+        let mut groups = GroupCursor::at(conn, after)?;
+        // In the middle of a group: go on to its end and no further.
+        let until = groups.current.as_ref().filter(|g| g.first <= after).map_or(until, |g| until.min(g.last));
+        let mut runs = runs_from(conn, after)?.into_iter().peekable();
+        let mut term = position.term;
+        let mut size = 0;
+        let mut whole = 0;
+        let mut statement = conn.prepare_cached(
+            "SELECT seq, kind, n, stamp, at, model, record, existed, fields, data, mark, actor
+             FROM sync_entry WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
+        )?;
+        let mut rows = statement.query([after.0, until.0])?;
+        while let Some(row) = rows.next()? {
+            let seq = Seq(row.get(0)?);
+            while let Some(run) = runs.next_if(|run| run.first <= seq) {
+                term = run.term;
+            }
+            let entry = self.read_entry(conn, row, seq, term)?;
+            size += 48 + entry_size(&entry);
+            let group = match entry.n {
+                Some(_) => groups.seek(conn, seq)?,
+                None => None,
+            };
+            batch.entries.push(entry);
+            if group.is_none_or(|g| g.last == seq) {
+                whole = batch.entries.len();
+            }
+            if size >= BATCH_BYTES || batch.entries.len() >= BATCH_ENTRIES {
+                break;
+            }
+        }
+        drop(rows);
+        // Whole groups if there are any; otherwise what there is, a part of one group.
+        if whole > 0 {
+            batch.entries.truncate(whole);
+        }
+        let last = batch.last();
+        batch.groups = groups.passed;
+        batch.groups.retain(|g| g.first <= last);
+        Ok(batch)
+    }
+
+    fn read_entry(&mut self, conn: &Connection, row: &Row<'_>, seq: Seq, term: Term) -> Result<Entry, Error> {
+        let kind: i64 = row.get(1)?;
+        let kind = EntryKind::from_i64(kind).ok_or_else(|| Error::Damaged(format!("entry {seq} is of kind {kind}")))?;
+        let (stamp, at) = (row.get::<_, u64>(3)?, row.get(4)?);
+        let data = match row.get_ref(9)? {
+            ValueRef::Text(text) => std::str::from_utf8(text).map_err(|_| Error::Damaged(format!("entry {seq} is not UTF-8")))?,
+            _ => "",
+        };
+        let body = match kind {
+            EntryKind::TermStart => Body::TermStart { stamp, at },
+            EntryKind::Member => {
+                let device = value::row_from_json(data).ok().and_then(|row| match row.as_slice() {
+                    [(name, Value::Text(text))] if name == "device" => {
+                        DeviceId::parse(std::str::from_utf8(text).ok()?)
+                    }
+                    _ => None,
+                });
+                let device = device.ok_or_else(|| Error::Damaged(format!("entry {seq} names no device")))?;
+                Body::Member { device, stamp, at }
+            }
+            _ => {
+                let (shape, values) = self.read_row(conn, row.get(5)?, kind, data, seq)?;
+                let fields = match row.get_ref(8)? {
+                    ValueRef::Text(text) => Some(changed_fields(&shape, text)?),
+                    _ => None,
+                };
+                Body::Change(Change {
+                    record: row.get(6)?,
+                    kind,
+                    existed: row.get(7)?,
+                    fields,
+                    row: values,
+                    before: None,
+                    stamp,
+                    at,
+                    mark: row.get(10)?,
+                    actor: row.get(11)?,
+                    shape,
+                })
+            }
+        };
+        Ok(Entry { seq, term, n: row.get::<_, Option<u64>>(2)?.map(OriginSeq), body })
+    }
+
+    fn read_row(&mut self, conn: &Connection, model: i64, kind: EntryKind, data: &str, seq: Seq) -> Result<(Arc<Shape>, Vec<Value>), Error> {
+        let damaged = |why: String| Error::Damaged(format!("entry {seq}: {why}"));
+        let models = self.models;
+        let known = match self.shapes.entry(model) {
+            std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
+            std::collections::hash_map::Entry::Vacant(vacant) => vacant.insert(ModelShapes::load(conn, models, model)?),
+        };
+        if let Some(shape) = known.met.last()
+            && let Some(values) = read_as(shape, kind, data).map_err(damaged)?
+        {
+            return Ok((Arc::clone(shape), values));
+        }
+        for i in (0..known.met.len()).rev() {
+            if let Some(values) = read_as(&known.met[i], kind, data).map_err(damaged)? {
+                let shape = known.met.remove(i);
+                known.met.push(Arc::clone(&shape));
+                return Ok((shape, values));
+            }
+        }
+        // A row of a shape not met yet: what it says it is.
+        let row = value::row_from_json(data).map_err(damaged)?;
+        let (fields, values): (Vec<String>, Vec<Value>) = row.into_iter().unzip();
+        let key = known.key.iter().map(|k| fields.iter().position(|f| f == k)).collect::<Option<Vec<_>>>();
+        let key = key.ok_or_else(|| damaged("its row lacks the key".into()))?;
+        let shape = Arc::new(Shape { model: known.name.clone(), fields, key });
+        known.met.push(Arc::clone(&shape));
+        Ok((shape, values))
+    }
+}
+
+impl ModelShapes {
+    fn load(conn: &Connection, models: &[Model], model: i64) -> Result<Self, Error> {
+        let (name, key): (String, String) = conn
+            .prepare_cached("SELECT name, key FROM sync_model WHERE id = ?1")?
+            .query_row([model], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let met = models.iter().filter(|m| m.descriptor.id == name).map(|m| Arc::clone(&m.shape)).collect();
+        Ok(Self { name, key: names_from_json(&key)?, met })
+    }
+}
+
+/// The row as one of this shape; `None` if it has other fields. Deletions hold the key only.
+fn read_as(shape: &Shape, kind: EntryKind, data: &str) -> Result<Option<Vec<Value>>, String> {
+    let Some(values) = value::values_from_json(data, &shape.fields)? else { return Ok(None) };
+    if kind == EntryKind::Delete {
+        let keyed = shape.key.iter().all(|&i| values[i].is_some());
+        return Ok(keyed.then(|| values.into_iter().map(Option::unwrap_or_default).collect()));
+    }
+    Ok(values.into_iter().collect())
+}
+
+fn changed_fields(shape: &Shape, json: &[u8]) -> Result<Vec<u16>, Error> {
+    let names = names_from_json(&String::from_utf8_lossy(json))?;
+    let position = |name: &String| shape.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());
+    names
+        .iter()
+        .map(|name| position(name).ok_or_else(|| Error::Damaged(format!("changed field `{name}` is not in its row"))))
+        .collect()
+}
+
+fn entry_size(entry: &Entry) -> usize {
+    match &entry.body {
+        Body::Change(change) => change.row.iter().map(Value::size).sum(),
+        _ => 32,
+    }
+}
+
+/// The runs of the log that reach beyond `after`, ascending.
+fn runs_from(conn: &Connection, after: Seq) -> Result<Vec<Run>, Error> {
+    conn.prepare_cached(
+        "SELECT first, number, leader, counter, nonce FROM sync_term
+         WHERE first > ?1 OR first = (SELECT max(first) FROM sync_term WHERE first <= ?1) ORDER BY first",
+    )?
+    .query_map([after.0], |row| Ok(read_run(row)))?
+    .map(|run| run?)
+    .collect()
+}
+
+/// Walks the groups beside the entries.
+struct GroupCursor {
+    current: Option<Group>,
+    passed: Vec<Group>,
+}
+
+impl GroupCursor {
+    /// At the group that `after` is in the middle of, if it is in one.
+    fn at(conn: &Connection, after: Seq) -> Result<Self, Error> {
+        let inside = read_groups(conn, "g.first <= ?1 AND g.last > ?1", after)?;
+        Ok(Self { passed: inside.iter().cloned().collect(), current: inside })
+    }
+
+    /// The group of the change at `seq`.
+    fn seek(&mut self, conn: &Connection, seq: Seq) -> Result<Option<&Group>, Error> {
+        if self.current.as_ref().is_none_or(|g| g.last < seq) {
+            self.current = read_groups(conn, "g.first <= ?1 AND g.last >= ?1", seq)?;
+            self.passed.extend(self.current.clone());
+        }
+        Ok(self.current.as_ref())
+    }
+}
+
+fn read_groups(conn: &Connection, which: &str, seq: Seq) -> Result<Option<Group>, Error> {
+    let damaged = |what: &str| Error::Damaged(format!("the group at entry {seq} has a damaged {what}"));
+    let sql = format!(
+        "SELECT o.origin, o.device, g.tag, g.base_term, g.base_seq, g.seen, g.first_n, g.first, g.last
+         FROM sync_group g JOIN sync_origin o ON o.id = g.origin WHERE {which} ORDER BY g.first DESC LIMIT 1"
+    );
+    type Raw = (String, String, i64, String, u64, String, u64, u64, u64);
+    let raw: Option<Raw> = conn
+        .prepare_cached(&sql)?
+        .query_row([seq.0], |r| {
+            Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?, r.get(6)?, r.get(7)?, r.get(8)?))
+        })
+        .optional()?;
+    let Some((origin, device, tag, base_term, base_seq, seen, first_n, first, last)) = raw else { return Ok(None) };
+    let seen: Vec<(Origin, u64)> = serde_json::from_str(&seen).map_err(|_| damaged("list of what was seen"))?;
+    Ok(Some(Group {
+        origin: Origin(origin.parse().map_err(|_| damaged("origin"))?),
+        device: DeviceId::parse(&device).ok_or_else(|| damaged("device"))?,
+        tag: tag as u64,
+        base: Position { term: Term::from_text(&base_term).ok_or_else(|| damaged("base"))?, seq: Seq(base_seq) },
+        seen: seen.into_iter().map(|(o, n)| (o, OriginSeq(n))).collect(),
+        first_n: OriginSeq(first_n),
+        first: Seq(first),
+        last: Seq(last),
+    }))
+}

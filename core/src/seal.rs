@@ -1,0 +1,517 @@
+//! Seal: captured rows become changes (rule C).
+//!
+//! One seal takes the outbox up to a cut, so that it holds whole transactions: either everything there is, or, where
+//! more than [`SEAL_ROWS`] rows wait, everything before the last marker within them. It folds the rows of each record
+//! into one change, works out which fields changed, stamps and numbers the changes, and hands them on: on the leader
+//! straight to the log, elsewhere to `sync_pending`. All changes of one seal are one group.
+//!
+//! A group too large to fold at once is folded window by window ([`FOLD_ROWS`], [`FOLD_BYTES`]): memory is bounded,
+//! the group stays one.
+
+use std::collections::HashMap;
+
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter, types::ValueRef};
+
+use crate::{
+    capture::json_names,
+    entry::{Body, Change, Entry, EntryKind, Group},
+    error::Error,
+    id::{Origin, OriginSeq, Position, Seq, Term},
+    log::{self, Appender, ROW_MAX},
+    store::{Captured, Minted, Replica, Tx, top},
+    value::Value,
+    world::tick,
+};
+
+/// Rows that one seal takes, unless one transaction has more: some 50 ms of holding the database's one writer.
+pub(crate) const SEAL_ROWS: i64 = 8192;
+/// Rows folded at once in a larger group.
+const FOLD_ROWS: usize = 32_768;
+/// Bytes of values folded at once.
+const FOLD_BYTES: usize = 8 << 20;
+
+/// Position of the fixed columns before the values in `sync_outbox`.
+const VALUES_AT: usize = 7;
+
+/// What a seal did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sealed {
+    /// Rows taken from the outbox.
+    pub(crate) rows: u64,
+    /// Changes made of them.
+    pub(crate) changes: u64,
+    /// Whether rows are left in the outbox.
+    pub(crate) more: bool,
+}
+
+/// Seals once: on the leader into the log, elsewhere into pending.
+pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
+    let Some((until, more)) = cut(tx.conn)? else { return Ok(Sealed::default()) };
+    let replica = tx.replica()?;
+    let mut sink = Sink::new(tx, &replica)?;
+    let mut rows_taken = 0;
+    {
+        let mut statement = tx.conn.prepare_cached("SELECT * FROM sync_outbox WHERE id <= ?1 ORDER BY id")?;
+        let mut rows = statement.query([until])?;
+        let mut fold = Fold::default();
+        while let Some(row) = rows.next()? {
+            rows_taken += 1;
+            fold.take(tx, row)?;
+            if fold.rows >= FOLD_ROWS || fold.bytes >= FOLD_BYTES {
+                sink.drain(tx, &mut fold)?;
+            }
+        }
+        sink.drain(tx, &mut fold)?;
+    }
+    let changes = sink.finish(tx, &replica)?;
+    if more {
+        tx.conn.prepare_cached("DELETE FROM sync_outbox WHERE id <= ?1")?.execute([until])?;
+    } else {
+        // Without a WHERE, SQLite drops the pages instead of the rows.
+        tx.conn.prepare_cached("DELETE FROM sync_outbox")?.execute([])?;
+    }
+    Ok(Sealed { rows: rows_taken, changes, more })
+}
+
+/// Seals until the outbox is empty.
+pub(crate) fn seal_all(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
+    let mut total = Sealed::default();
+    loop {
+        let sealed = seal(tx)?;
+        total.rows += sealed.rows;
+        total.changes += sealed.changes;
+        if !sealed.more {
+            return Ok(total);
+        }
+    }
+}
+
+/// Up to which row of the outbox to seal, and whether rows are left behind it; `None` if it is empty.
+fn cut(conn: &Connection) -> Result<Option<(i64, bool)>, Error> {
+    let bounds = |which: &str| -> Result<Option<i64>, Error> {
+        Ok(conn.prepare_cached(&format!("SELECT {which}(id) FROM sync_outbox"))?.query_row([], |row| row.get(0))?)
+    };
+    let (Some(first), Some(last)) = (bounds("min")?, bounds("max")?) else { return Ok(None) };
+    if last - first < SEAL_ROWS {
+        return Ok(Some((last, false)));
+    }
+    let marker = |sql: &str| -> Result<Option<i64>, Error> {
+        Ok(conn.prepare_cached(sql)?.query_row([first + SEAL_ROWS], |row| row.get(0)).optional()?)
+    };
+    let within = marker("SELECT id FROM sync_outbox WHERE id <= ?1 AND kind = 0 ORDER BY id DESC LIMIT 1")?;
+    let cut = match within {
+        Some(id) => Some(id),
+        None => marker("SELECT id FROM sync_outbox WHERE id > ?1 AND kind = 0 ORDER BY id LIMIT 1")?,
+    };
+    Ok(Some(cut.filter(|id| *id < last).map_or((last, false), |id| (id, true))))
+}
+
+/// The captured rows of each record, folded.
+#[derive(Default)]
+struct Fold {
+    records: Vec<Folded>,
+    index: HashMap<(i64, String), usize>,
+    rows: usize,
+    bytes: usize,
+}
+
+struct Folded {
+    shape: i64,
+    record: String,
+    /// Whether the record existed before the first of its rows; `None` where only a hook saw it.
+    existed: Option<bool>,
+    before: Option<Vec<Value>>,
+    now: Option<Vec<Value>>,
+    /// All fields count as changed.
+    whole: bool,
+    at: i64,
+    mark: Option<String>,
+    actor: Option<String>,
+}
+
+impl Fold {
+    fn take(&mut self, tx: &Tx<'_>, row: &Row<'_>) -> Result<(), Error> {
+        let kind: i64 = row.get(2)?;
+        if kind == 0 {
+            return Ok(());
+        }
+        let shape: i64 = row.get(1)?;
+        let captured = tx
+            .captured
+            .get(&shape)
+            .ok_or_else(|| Error::Damaged(format!("the outbox has a row of shape {shape}, which is not known")))?;
+        let fields = captured.shape.fields.len();
+        let new = |row: &Row<'_>| read_values(row, VALUES_AT, fields);
+        let old = |row: &Row<'_>| read_values(row, VALUES_AT + 1, fields);
+        self.rows += 1;
+        let (existed, before, now, whole) = match kind {
+            1 => (Some(false), None, Some(new(row)?), false),
+            2 => (Some(true), Some(old(row)?), Some(new(row)?), false),
+            3 => (Some(true), Some(old(row)?), None, false),
+            4 => {
+                let now = new(row)?;
+                (Some(true), Some(now.clone()), Some(now), true)
+            }
+            5 => (None, None, Some(new(row)?), false),
+            6 => {
+                let before = old(row)?;
+                // The hook spoke before the deletion: it may have failed.
+                if still_there(tx, captured, &before)? {
+                    return Ok(());
+                }
+                (Some(true), Some(before), None, false)
+            }
+            _ => return Err(Error::Damaged(format!("the outbox has a row of kind {kind}"))),
+        };
+        let image = now.as_ref().or(before.as_ref());
+        let record = image.map(|image| captured.shape.record_id(image)).unwrap_or_default();
+        self.bytes += image.map_or(0, |image| image.iter().map(Value::size).sum::<usize>() + 32 * image.len());
+        let (at, mark, actor): (i64, Option<String>, Option<String>) = (row.get(4)?, row.get(5)?, row.get(6)?);
+        let key = (shape, record);
+        if let Some(folded) = self.index.get(&key).map(|&i| &mut self.records[i])
+            && folded.mark == mark
+        {
+            // Deleted and there again: another row under the same key, so every field is new.
+            folded.whole |= whole || (folded.now.is_none() && now.is_some());
+            folded.now = now;
+            folded.at = at;
+            folded.actor = actor.or(folded.actor.take());
+            return Ok(());
+        }
+        let record = key.1.clone();
+        self.index.insert(key, self.records.len());
+        self.records.push(Folded { shape, record, existed, before, now, whole, at, mark, actor });
+        Ok(())
+    }
+}
+
+fn read_values(row: &Row<'_>, from: usize, count: usize) -> Result<Vec<Value>, Error> {
+    (0..count).map(|i| Ok(read_value(row.get_ref(from + 2 * i)?))).collect()
+}
+
+/// A stored value as it is.
+pub(crate) fn read_value(value: ValueRef<'_>) -> Value {
+    match value {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(i) => Value::Integer(i),
+        ValueRef::Real(r) => Value::Real(r),
+        ValueRef::Text(bytes) => Value::Text(bytes.to_vec()),
+        ValueRef::Blob(bytes) => Value::Blob(bytes.to_vec()),
+    }
+}
+
+/// A value as a statement takes it.
+pub(crate) fn bind(value: &Value) -> ValueRef<'_> {
+    match value {
+        Value::Null => ValueRef::Null,
+        Value::Integer(i) => ValueRef::Integer(*i),
+        Value::Real(r) => ValueRef::Real(*r),
+        Value::Text(bytes) => ValueRef::Text(bytes),
+        Value::Blob(bytes) => ValueRef::Blob(bytes),
+    }
+}
+
+/// [`bind`] as a parameter.
+pub(crate) struct Bound<'v>(pub(crate) &'v Value);
+
+impl rusqlite::ToSql for Bound<'_> {
+    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+        Ok(rusqlite::types::ToSqlOutput::Borrowed(bind(self.0)))
+    }
+}
+
+fn still_there(tx: &Tx<'_>, captured: &Captured, row: &[Value]) -> Result<bool, Error> {
+    let Some(model) = captured.model.map(|i| &tx.models[i]) else { return Ok(false) };
+    let key = captured.shape.key.iter().map(|&i| Bound(&row[i]));
+    Ok(tx.conn.prepare_cached(&model.sql.select)?.exists(params_from_iter(key))?)
+}
+
+/// Where the changes of one seal go.
+struct Sink<'c> {
+    to: Target<'c>,
+    minted: Minted,
+    term: Term,
+    base: Position,
+    tag: u64,
+    seen: Vec<(Origin, OriginSeq)>,
+    clock: u64,
+    changes: u64,
+    withheld: u64,
+}
+
+enum Target<'c> {
+    Log(Appender<'c>),
+    Pending,
+}
+
+impl<'c> Sink<'c> {
+    fn new(tx: &mut Tx<'c>, replica: &Replica) -> Result<Self, Error> {
+        let device = replica.device.ok_or_else(|| Error::Damaged("a replica without a device seals".into()))?;
+        let base = top(tx.conn)?;
+        let minted = tx.origin(device)?;
+        let to = if replica.is_leader() { Target::Log(Appender::new(tx.conn, base)?) } else { Target::Pending };
+        let seen = pending_vector(tx.conn)?;
+        let (term, tag) = (replica.max_seen, tx.world.random());
+        Ok(Self { to, minted, term, base, tag, seen, clock: replica.clock, changes: 0, withheld: 0 })
+    }
+
+    fn drain(&mut self, tx: &Tx<'_>, fold: &mut Fold) -> Result<(), Error> {
+        for folded in std::mem::take(fold).records {
+            let captured = tx.captured.get(&folded.shape);
+            if let Some(captured) = captured
+                && let Some(change) = self.decide(tx, captured, folded)?
+            {
+                self.put(tx, change)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a change of what was folded; `None` where there is nothing to tell.
+    fn decide(&mut self, tx: &Tx<'_>, captured: &Captured, folded: Folded) -> Result<Option<Change>, Error> {
+        let Folded { record, existed, mut before, now, whole, at, mark, actor, .. } = folded;
+        let shape = &captured.shape;
+        let existed = match existed {
+            Some(existed) => existed,
+            None => {
+                before = last_known(tx, captured, &record)?;
+                before.is_some()
+            }
+        };
+        let (kind, row, fields) = match (existed, now) {
+            (false, None) => return Ok(None),
+            (_, Some(now)) => {
+                let fields = match &before {
+                    Some(before) if existed && !whole => {
+                        let changed = (0..now.len()).filter(|&i| now[i] != before[i]);
+                        let changed: Vec<u16> = changed.filter_map(|i| u16::try_from(i).ok()).collect();
+                        if changed.is_empty() {
+                            return Ok(None);
+                        }
+                        Some(changed)
+                    }
+                    _ => None,
+                };
+                (EntryKind::Upsert, now, fields)
+            }
+            (true, None) => {
+                let key = shape.key.iter();
+                let mut row = vec![Value::Null; shape.fields.len()];
+                if let Some(before) = &before {
+                    key.for_each(|&i| row[i] = before[i].clone());
+                }
+                (EntryKind::Delete, row, None)
+            }
+        };
+        let mut change = Change {
+            shape: shape.clone(),
+            record,
+            kind,
+            existed,
+            fields,
+            row,
+            before,
+            stamp: 0,
+            at,
+            mark,
+            actor,
+        };
+        if let Err(reason) = self.admit(tx, captured, &mut change) {
+            return match reason {
+                Kept::Withheld => {
+                    self.withheld += 1;
+                    Ok(None)
+                }
+                Kept::Quarantined(reason) => {
+                    quarantine(tx.conn, &change, &reason)?;
+                    Ok(None)
+                }
+            };
+        }
+        Ok(Some(change))
+    }
+
+    /// Whether the change is for other devices and can be sent to them.
+    fn admit(&self, tx: &Tx<'_>, captured: &Captured, change: &mut Change) -> Result<(), Kept> {
+        let size: usize = change.row.iter().map(Value::size).sum();
+        if size > ROW_MAX {
+            return Err(Kept::Quarantined(format!(
+                "its row of {size} bytes is over the limit of {ROW_MAX} bytes for one row"
+            )));
+        }
+        let Some(model) = captured.model.map(|i| &tx.models[i]) else { return Ok(()) };
+        let Some(ask) = model.descriptor.should_sync else { return Ok(()) };
+        if *model.shape != *change.shape {
+            return Ok(());
+        }
+        let ask = |row: &[Value]| {
+            ask(&model.descriptor, row).map_err(|e| Kept::Quarantined(format!("should_sync cannot read it: {e}")))
+        };
+        let was = match &change.before {
+            Some(before) => Some(ask(before)?),
+            None => None,
+        };
+        match change.kind {
+            EntryKind::Delete if was == Some(false) => Err(Kept::Withheld),
+            EntryKind::Delete => Ok(()),
+            _ if !ask(&change.row)? => Err(Kept::Withheld),
+            _ => {
+                if was == Some(false) {
+                    // Others may never have seen it: send all of it.
+                    change.fields = None;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn put(&mut self, tx: &Tx<'_>, mut change: Change) -> Result<(), Error> {
+        self.clock = tick(self.clock, change.at.min(tx.world.now()));
+        change.stamp = self.clock;
+        let n = OriginSeq(self.minted.next.0 + self.changes);
+        self.changes += 1;
+        match &mut self.to {
+            Target::Log(appender) => {
+                let seq = Seq(self.base.seq.0 + self.changes);
+                appender.push(&Entry { seq, term: self.term, n: Some(n), body: Body::Change(change) })
+            }
+            Target::Pending => self.put_pending(tx, n, &change),
+        }
+    }
+
+    fn put_pending(&self, tx: &Tx<'_>, n: OriginSeq, change: &Change) -> Result<(), Error> {
+        let fields = change
+            .fields
+            .as_ref()
+            .map(|fields| json_names(fields.iter().filter_map(|f| change.shape.fields.get(usize::from(*f)))));
+        let seen: Vec<(String, u64)> = self.seen.iter().map(|(o, n)| (o.to_string(), n.0)).collect();
+        let priority = tx.models.iter().find(|m| m.descriptor.id == change.shape.model).map_or(1, |m| m.descriptor.options.priority as i64);
+        tx.conn
+            .prepare_cached(
+                "INSERT INTO sync_pending (origin, n, tag, base_term, base_seq, seen, group_last, stamp, at, kind,
+                    model, record, existed, fields, data, before, mark, actor, priority)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+            )?
+            .execute(params![
+                self.minted.row,
+                n.0,
+                self.tag as i64,
+                self.base.term.to_text(),
+                self.base.seq.0,
+                serde_json::Value::from_iter(seen).to_string(),
+                change.stamp,
+                change.at,
+                change.kind as i64,
+                log::model_row(tx.conn, &change.shape)?,
+                change.record,
+                change.existed,
+                fields,
+                log::row_json(&change.shape, &change.row),
+                change.before.as_ref().map(|row| log::row_json(&change.shape, row)),
+                change.mark,
+                change.actor,
+                priority
+            ])?;
+        Ok(())
+    }
+
+    fn finish(self, tx: &mut Tx<'_>, replica: &Replica) -> Result<u64, Error> {
+        if self.withheld > 0 {
+            tx.conn
+                .prepare_cached("UPDATE sync_replica SET withheld = withheld + ?1 WHERE id = 1")?
+                .execute([self.withheld])?;
+        }
+        if self.changes == 0 {
+            return Ok(0);
+        }
+        let last_n = OriginSeq(self.minted.next.0 + self.changes - 1);
+        match self.to {
+            Target::Log(_) => {
+                let device = replica.device.unwrap_or(replica.max_seen.leader);
+                let group = Group {
+                    origin: self.minted.origin,
+                    device,
+                    tag: self.tag,
+                    base: self.base,
+                    seen: self.seen,
+                    first_n: self.minted.next,
+                    first: self.base.seq.next(),
+                    last: Seq(self.base.seq.0 + self.changes),
+                };
+                log::push_group(tx.conn, &group, self.minted.row)?;
+                log::raise_vector(tx.conn, self.minted.row, last_n)?;
+            }
+            Target::Pending => {
+                tx.conn
+                    .prepare_cached("UPDATE sync_pending SET group_last = 1 WHERE origin = ?1 AND n = ?2")?
+                    .execute(params![self.minted.row, last_n.0])?;
+            }
+        }
+        tx.conn
+            .prepare_cached("UPDATE sync_origin SET sealed = ?2 WHERE id = ?1")?
+            .execute(params![self.minted.row, last_n.0])?;
+        *tx.minted = Some(Minted { next: OriginSeq(last_n.0 + 1), ..self.minted });
+        tx.set_clock(self.clock)?;
+        Ok(self.changes)
+    }
+}
+
+/// Why a change stays here.
+enum Kept {
+    Withheld,
+    Quarantined(String),
+}
+
+fn quarantine(conn: &Connection, change: &Change, reason: &str) -> Result<(), Error> {
+    let size: usize = change.row.iter().map(Value::size).sum();
+    let data = (size <= ROW_MAX).then(|| log::row_json(&change.shape, &change.row));
+    tracing::warn!(model = change.shape.model, record = change.record, reason, "a captured row stays on this device");
+    conn.prepare_cached("INSERT INTO sync_quarantine (model, record, at, reason, data) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![change.shape.model, change.record, change.at, reason, data])?;
+    Ok(())
+}
+
+/// For each origin in pending its highest number: what the author of the next change has seen beside its log.
+fn pending_vector(conn: &Connection) -> Result<Vec<(Origin, OriginSeq)>, Error> {
+    let rows: Vec<(String, u64)> = conn
+        .prepare_cached(
+            "SELECT o.origin, max(p.n) FROM sync_pending p JOIN sync_origin o ON o.id = p.origin GROUP BY p.origin",
+        )?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    rows.into_iter()
+        .map(|(origin, n)| {
+            let origin = origin.parse().map_err(|_| Error::Damaged(format!("`{origin}` is no origin")))?;
+            Ok((Origin(origin), OriginSeq(n)))
+        })
+        .collect()
+}
+
+/// The record's last known row, for a change that only a hook saw: from pending, else from the log.
+fn last_known(tx: &Tx<'_>, captured: &Captured, record: &str) -> Result<Option<Vec<Value>>, Error> {
+    let model = log::model_row(tx.conn, &captured.shape)?;
+    let last = |sql: &str| -> Result<Option<(i64, Option<String>)>, Error> {
+        Ok(tx
+            .conn
+            .prepare_cached(sql)?
+            .query_row(params![model, record], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?)
+    };
+    let known = match last(
+        "SELECT kind, data FROM sync_pending WHERE model = ?1 AND record = ?2 ORDER BY id DESC LIMIT 1",
+    )? {
+        Some(pending) => Some(pending),
+        None => last(
+            "SELECT kind, data FROM sync_entry WHERE model = ?1 AND record = ?2 AND kind IN (1, 2)
+             ORDER BY seq DESC LIMIT 1",
+        )?,
+    };
+    let Some((kind, Some(data))) = known else { return Ok(None) };
+    if EntryKind::from_i64(kind) != Some(EntryKind::Upsert) {
+        return Ok(None);
+    }
+    let row = crate::value::row_from_json(&data).map_err(Error::Damaged)?;
+    let named: HashMap<String, Value> = row.into_iter().collect();
+    // A field that the last row did not have yet counts as NULL before.
+    Ok(Some(captured.shape.fields.iter().map(|f| named.get(f).cloned().unwrap_or_default()).collect()))
+}

@@ -1,0 +1,394 @@
+//! One database as the engine sees it: its own rusqlite connection, the registered models, and transactions.
+//!
+//! Every step of the protocol is a function over a [`Tx`]: it reads, decides and writes inside one IMMEDIATE
+//! transaction, so that a crash leaves either all of it or nothing. All state lives in the database; what is kept
+//! beside it ([`Minted`]) is what a new opening makes anew anyway.
+//!
+//! The connection has foreign keys off for life: rows arrive in the order of the log, not of their references.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, config::DbConfig, params};
+
+use crate::{
+    capture::{self, quote},
+    entry::Shape,
+    error::Error,
+    id::{DeviceId, LibraryId, Origin, OriginSeq, Position, Seq, Term},
+    model::{ModelDescriptor, Recorder},
+    world::World,
+};
+
+/// Lowest SQLite that is safe: it fixes a corruption of the write-ahead log.
+pub(crate) const SQLITE_NEEDED: (&str, i32) = ("3.51.3", 3_051_003);
+/// How long the engine waits for another process that writes.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Prepared statements kept at hand.
+const STATEMENTS: usize = 64;
+
+/// A registered model and the statements that write its rows.
+pub(crate) struct Model {
+    pub(crate) descriptor: ModelDescriptor,
+    pub(crate) recorder: Recorder,
+    pub(crate) shape: Arc<Shape>,
+    pub(crate) sql: RowSql,
+}
+
+/// Statements over one table, parameters in the order of the model's fields (upsert) or of its key (the others).
+pub(crate) struct RowSql {
+    pub(crate) upsert: String,
+    pub(crate) delete: String,
+    pub(crate) select: String,
+    /// Reads the local columns, `None` where there are none.
+    pub(crate) select_local: Option<String>,
+    /// Writes them back: local values, then the key.
+    pub(crate) update_local: Option<String>,
+}
+
+impl Model {
+    pub(crate) fn new(descriptor: ModelDescriptor, recorder: Recorder) -> Self {
+        let shape = Arc::new(Shape::of(&descriptor));
+        let sql = RowSql::of(&descriptor);
+        Self { descriptor, recorder, shape, sql }
+    }
+}
+
+impl RowSql {
+    fn of(model: &ModelDescriptor) -> Self {
+        let table = quote(&model.table);
+        let fields: Vec<String> = model.field_names().map(quote).collect();
+        let key: Vec<&String> = model.key.iter().map(|&i| &fields[i]).collect();
+        let places = |from: usize, n: usize| (from..from + n).map(|i| format!("?{i}")).collect::<Vec<_>>().join(", ");
+        let matches = |from: usize| {
+            key.iter().enumerate().map(|(i, k)| format!("{k} IS ?{}", i + from)).collect::<Vec<_>>().join(" AND ")
+        };
+        let set: Vec<String> =
+            fields.iter().filter(|f| !key.contains(f)).map(|f| format!("{f} = excluded.{f}")).collect();
+        let on_conflict =
+            if set.is_empty() { "DO NOTHING".to_owned() } else { format!("DO UPDATE SET {}", set.join(", ")) };
+        let key_list = key.iter().map(|k| k.as_str()).collect::<Vec<_>>().join(", ");
+        let local: Vec<String> = model.local.iter().map(|f| quote(f)).collect();
+        Self {
+            upsert: format!(
+                "INSERT INTO {table} ({}) VALUES ({}) ON CONFLICT ({key_list}) {on_conflict}",
+                fields.join(", "),
+                places(1, fields.len())
+            ),
+            delete: format!("DELETE FROM {table} WHERE {}", matches(1)),
+            select: format!("SELECT {} FROM {table} WHERE {}", fields.join(", "), matches(1)),
+            select_local: (!local.is_empty())
+                .then(|| format!("SELECT {} FROM {table} WHERE {}", local.join(", "), matches(1))),
+            update_local: (!local.is_empty()).then(|| {
+                let set: Vec<String> = local.iter().enumerate().map(|(i, f)| format!("{f} = ?{}", i + 1)).collect();
+                format!("UPDATE {table} SET {} WHERE {}", set.join(", "), matches(local.len() + 1))
+            }),
+        }
+    }
+}
+
+/// What the value columns of an outbox row mean.
+pub(crate) struct Captured {
+    pub(crate) shape: Arc<Shape>,
+    /// Index of the registered model, if it still is one.
+    pub(crate) model: Option<usize>,
+}
+
+/// The origin of this opening, minted at its first seal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Minted {
+    /// Row of `sync_origin`.
+    pub(crate) row: i64,
+    pub(crate) origin: Origin,
+    /// Number of the next change.
+    pub(crate) next: OriginSeq,
+}
+
+/// Who this replica is and what it has seen, as its database says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Replica {
+    pub(crate) library: LibraryId,
+    pub(crate) device: Option<DeviceId>,
+    pub(crate) founder: bool,
+    pub(crate) max_seen: Term,
+    pub(crate) lead: Option<Term>,
+    pub(crate) floor: Seq,
+    pub(crate) clock: u64,
+}
+
+impl Replica {
+    /// Whether this device appends to the log now (rule T: re-checked in every leader step).
+    pub(crate) fn is_leader(&self) -> bool {
+        self.lead == Some(self.max_seen)
+    }
+}
+
+/// The engine's connection and what belongs to it.
+pub(crate) struct Store {
+    conn: Connection,
+    path: PathBuf,
+    wal: Option<File>,
+    models: Vec<Model>,
+    captured: HashMap<i64, Captured>,
+    minted: Option<Minted>,
+    /// The application has triggers of its own on synced tables: they run when rows are applied, and ours are told
+    /// to look away by `sync_ctl`. Otherwise triggers are off on this connection.
+    foreign_triggers: bool,
+    schema_version: i64,
+    world: Arc<dyn World>,
+}
+
+/// One transaction of the engine.
+pub(crate) struct Tx<'s> {
+    pub(crate) conn: &'s Connection,
+    pub(crate) models: &'s [Model],
+    pub(crate) captured: &'s HashMap<i64, Captured>,
+    pub(crate) minted: &'s mut Option<Minted>,
+    pub(crate) foreign_triggers: bool,
+    pub(crate) world: &'s dyn World,
+}
+
+impl Store {
+    /// Opens the engine's connection and installs shapes and triggers for the models.
+    pub(crate) fn open(
+        path: &Path,
+        models: Vec<(ModelDescriptor, Recorder)>,
+        world: Arc<dyn World>,
+    ) -> Result<Self, Error> {
+        let conn = connect(path, false)?;
+        let mut store = Self {
+            conn,
+            path: path.to_owned(),
+            wal: None,
+            models: models.iter().map(|(d, r)| Model::new(d.clone(), *r)).collect(),
+            captured: HashMap::new(),
+            minted: None,
+            foreign_triggers: false,
+            schema_version: 0,
+            world,
+        };
+        store.install()?;
+        Ok(store)
+    }
+
+    /// Makes shapes and triggers what the models say now. Called at open and when the schema has changed.
+    pub(crate) fn install(&mut self) -> Result<(), Error> {
+        let models: Vec<_> = self.models.iter().map(|m| (m.descriptor.clone(), m.recorder)).collect();
+        self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, true)?;
+        self.conn.flush_prepared_statement_cache();
+        self.transaction(|tx| capture::install(tx.conn, &models))?;
+        let tables: Vec<&str> = self.models.iter().map(|m| m.descriptor.table.as_str()).collect();
+        self.foreign_triggers = capture::has_foreign_triggers(&self.conn, &tables)?;
+        self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, self.foreign_triggers)?;
+        self.load_captured()?;
+        self.schema_version = self.read_schema_version()?;
+        Ok(())
+    }
+
+    /// Installs again if somebody changed the schema behind our back.
+    pub(crate) fn follow_schema(&mut self) -> Result<(), Error> {
+        if self.read_schema_version()? == self.schema_version {
+            return Ok(());
+        }
+        self.install()
+    }
+
+    fn read_schema_version(&self) -> Result<i64, Error> {
+        Ok(self.conn.prepare_cached("PRAGMA schema_version")?.query_row([], |row| row.get(0))?)
+    }
+
+    /// Changes with every commit of another connection.
+    pub(crate) fn data_version(&self) -> Result<i64, Error> {
+        Ok(self.conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?)
+    }
+
+    fn load_captured(&mut self) -> Result<(), Error> {
+        let rows: Vec<(i64, String, String, String)> = self
+            .conn
+            .prepare("SELECT id, model, fields, key FROM sync_shape")?
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
+            .collect::<Result<_, _>>()?;
+        self.captured.clear();
+        for (id, model, fields, key) in rows {
+            let fields = capture::names_from_json(&fields)?;
+            let key = capture::names_from_json(&key)?
+                .iter()
+                .map(|k| fields.iter().position(|f| f == k))
+                .collect::<Option<Vec<_>>>()
+                .ok_or_else(|| Error::Damaged(format!("shape {id} of model `{model}` has a key that is no field")))?;
+            let index = self.models.iter().position(|m| m.descriptor.id == model);
+            let shape = Shape { model, fields, key };
+            let shape = match index {
+                Some(i) if *self.models[i].shape == shape => Arc::clone(&self.models[i].shape),
+                _ => Arc::new(shape),
+            };
+            self.captured.insert(id, Captured { shape, model: index });
+        }
+        Ok(())
+    }
+
+    /// Runs a step in one IMMEDIATE transaction: all of it happens, or nothing.
+    pub(crate) fn transaction<T>(&mut self, step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let minted = self.minted;
+        self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let mut tx = Tx {
+            conn: &self.conn,
+            models: &self.models,
+            captured: &self.captured,
+            minted: &mut self.minted,
+            foreign_triggers: self.foreign_triggers,
+            world: &*self.world,
+        };
+        let done = step(&mut tx).and_then(|value| {
+            self.conn.prepare_cached("COMMIT")?.execute([])?;
+            Ok(value)
+        });
+        if done.is_err() {
+            self.minted = minted;
+            if !self.conn.is_autocommit() {
+                // The error that matters is the step's; a rollback that fails too ends with the connection.
+                let _ = self.conn.execute_batch("ROLLBACK");
+            }
+        }
+        done
+    }
+
+    /// Makes every commit so far survive a power failure (rule D). Outside any lock, so that writers go on.
+    pub(crate) fn sync(&mut self) -> Result<(), Error> {
+        let path = wal_path(&self.path);
+        let file = |what: &'static str, source| Error::File { what, path: path.clone(), source };
+        if self.wal.is_none() {
+            self.wal = Some(File::open(&path).map_err(|e| file("opening", e))?);
+        }
+        match &self.wal {
+            Some(wal) => wal.sync_data().map_err(|e| file("syncing", e)),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.conn
+    }
+
+    pub(crate) fn models(&self) -> &[Model] {
+        &self.models
+    }
+
+    pub(crate) fn world(&self) -> &dyn World {
+        &*self.world
+    }
+}
+
+/// A connection of the engine: for its steps, or read-only for serving the log.
+pub(crate) fn connect(path: &Path, read_only: bool) -> Result<Connection, Error> {
+    if rusqlite::version_number() < SQLITE_NEEDED.1 {
+        return Err(Error::SqliteVersion { found: rusqlite::version().to_owned(), needed: SQLITE_NEEDED.0 });
+    }
+    let access = if read_only { OpenFlags::SQLITE_OPEN_READ_ONLY } else { OpenFlags::SQLITE_OPEN_READ_WRITE };
+    let opening = |source| Error::Database { what: "opening the database", source };
+    let conn = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(opening)?;
+    conn.busy_timeout(BUSY_TIMEOUT)?;
+    if !read_only {
+        conn.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    }
+    conn.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY;")?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(conn)
+}
+
+fn wal_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    PathBuf::from(name)
+}
+
+/// Reads the replica's own row; `None` before the database is in a library.
+pub(crate) fn replica(conn: &Connection) -> Result<Option<Replica>, Error> {
+    type Row = (String, Option<String>, bool, String, Option<String>, u64, u64);
+    let row: Option<Row> = conn
+        .prepare_cached(
+            "SELECT library, device, founder, max_seen, lead, floor, clock FROM sync_replica WHERE id = 1",
+        )?
+        .query_row([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?, r.get(6)?)))
+        .optional()?;
+    let Some((library, device, founder, max_seen, lead, floor, clock)) = row else { return Ok(None) };
+    let damaged = |what: &str, text: &str| Error::Damaged(format!("`{text}` is no {what}"));
+    let term = |text: &String| Term::from_text(text).ok_or_else(|| damaged("term", text));
+    Ok(Some(Replica {
+        library: LibraryId(library.parse().map_err(|_| damaged("library id", &library))?),
+        device: match device {
+            Some(text) => Some(DeviceId::parse(&text).ok_or_else(|| damaged("device id", &text))?),
+            None => None,
+        },
+        founder,
+        max_seen: term(&max_seen)?,
+        lead: lead.as_ref().map(term).transpose()?,
+        floor: Seq(floor),
+        clock,
+    }))
+}
+
+impl Tx<'_> {
+    /// The replica's own row.
+    pub(crate) fn replica(&self) -> Result<Replica, Error> {
+        replica(self.conn)?.ok_or(Error::NoLibrary)
+    }
+
+    /// Writes the terms of the replica's own row.
+    pub(crate) fn set_terms(&self, max_seen: Term, lead: Option<Term>) -> Result<(), Error> {
+        self.conn
+            .prepare_cached("UPDATE sync_replica SET max_seen = ?1, lead = ?2 WHERE id = 1")?
+            .execute(params![max_seen.to_text(), lead.map(Term::to_text)])?;
+        Ok(())
+    }
+
+    /// Raises the hybrid logical clock.
+    pub(crate) fn set_clock(&self, clock: u64) -> Result<(), Error> {
+        self.conn
+            .prepare_cached("UPDATE sync_replica SET clock = ?1 WHERE id = 1 AND clock < ?1")?
+            .execute([clock])?;
+        Ok(())
+    }
+
+    /// The origin of this opening; minted now if this is its first seal (rule O).
+    pub(crate) fn origin(&mut self, device: DeviceId) -> Result<Minted, Error> {
+        if let Some(minted) = *self.minted {
+            return Ok(minted);
+        }
+        let origin = Origin(self.world.uuid());
+        let row = origin_row(self.conn, origin, device)?;
+        let minted = Minted { row, origin, next: OriginSeq(1) };
+        *self.minted = Some(minted);
+        Ok(minted)
+    }
+}
+
+/// The row of an origin in `sync_origin`, made if there is none.
+pub(crate) fn origin_row(conn: &Connection, origin: Origin, device: DeviceId) -> Result<i64, Error> {
+    let text = origin.to_string();
+    let known = conn
+        .prepare_cached("SELECT id FROM sync_origin WHERE origin = ?1")?
+        .query_row([&text], |row| row.get(0))
+        .optional()?;
+    if let Some(row) = known {
+        return Ok(row);
+    }
+    conn.prepare_cached("INSERT INTO sync_origin (origin, device) VALUES (?1, ?2)")?
+        .execute(params![text, device.to_string()])?;
+    Ok(conn.last_insert_rowid())
+}
+
+/// Position of the last entry of the log.
+pub(crate) fn top(conn: &Connection) -> Result<Position, Error> {
+    let seq: Option<u64> =
+        conn.prepare_cached("SELECT max(seq) FROM sync_entry")?.query_row([], |row| row.get(0))?;
+    match seq {
+        None => Ok(Position::EMPTY),
+        Some(seq) => Ok(Position { term: crate::log::term_at(conn, Seq(seq))?, seq: Seq(seq) }),
+    }
+}

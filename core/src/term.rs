@@ -1,0 +1,199 @@
+//! Terms: who appends (rules O and T, as far as one leader and its followers need them).
+//!
+//! A leader that starts raises its incarnation and opens the term with a `TermStart`; the device that created the
+//! library opens term 1. A copy of a leader's database under another key follows, and says so.
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::{
+    entry::{Body, Entry, Group},
+    error::Error,
+    id::{DeviceId, Incarnation, LibraryId, OriginSeq, Position, Seq, Term},
+    log::{self, Appender},
+    seal,
+    store::{Minted, Tx, replica, top},
+    world::tick,
+};
+
+/// How a database comes into a library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entrance {
+    /// Found the library here.
+    Create(LibraryId),
+    /// Follow one that another device leads.
+    Join(LibraryId),
+    /// Go on with the one that the database is in.
+    Existing,
+}
+
+/// Puts the database into its library, if it is not in it yet.
+pub(crate) fn enter(tx: &mut Tx<'_>, entrance: Entrance) -> Result<LibraryId, Error> {
+    let found = replica(tx.conn)?;
+    let (wanted, founder) = match (entrance, found) {
+        (Entrance::Existing, Some(found)) => return Ok(found.library),
+        (Entrance::Existing, None) => return Err(Error::NoLibrary),
+        (Entrance::Create(wanted) | Entrance::Join(wanted), Some(found)) if found.library != wanted => {
+            return Err(Error::OtherLibrary { found: found.library, wanted });
+        }
+        (Entrance::Create(library), Some(found)) if !found.founder => return Err(Error::Joined { library }),
+        (Entrance::Create(_) | Entrance::Join(_), Some(found)) => return Ok(found.library),
+        (Entrance::Create(wanted), None) => (wanted, true),
+        (Entrance::Join(wanted), None) => {
+            refuse_unrelated_rows(tx, wanted)?;
+            (wanted, false)
+        }
+    };
+    tx.conn.execute(
+        "INSERT INTO sync_replica (id, library, founder, max_seen) VALUES (1, ?1, ?2, ?3)",
+        params![wanted.to_string(), founder, Term::ZERO.to_text()],
+    )?;
+    Ok(wanted)
+}
+
+/// A device that joins brings no rows of its own: nobody could tell them from the library's.
+fn refuse_unrelated_rows(tx: &Tx<'_>, library: LibraryId) -> Result<(), Error> {
+    for model in tx.models {
+        let table = &model.descriptor.table;
+        let rows: u64 =
+            tx.conn.query_row(&format!("SELECT count(*) FROM {}", crate::capture::quote(table)), [], |r| r.get(0))?;
+        if rows > 0 {
+            return Err(Error::NotEmpty { table: table.clone(), rows, library });
+        }
+    }
+    Ok(())
+}
+
+/// What starting a replica came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Started {
+    /// It leads, in this term.
+    Leading(Term),
+    /// It follows.
+    Following,
+    /// Its database was led by another device key: it is a copy, and follows.
+    Copied {
+        /// The key under which it was used before.
+        before: DeviceId,
+    },
+}
+
+/// Starts the replica as `device`: a leader opens its term anew, everybody else follows.
+pub(crate) fn start(tx: &mut Tx<'_>, device: DeviceId) -> Result<Started, Error> {
+    let replica = tx.replica()?;
+    let before = replica.device.filter(|before| *before != device);
+    tx.conn.execute("UPDATE sync_replica SET device = ?1 WHERE id = 1", [device.to_string()])?;
+    if let Some(before) = before {
+        // Leadership belongs to the key that was granted it (rule T).
+        tx.conn.execute("UPDATE sync_replica SET lead = NULL, granted = NULL, founder = 0 WHERE id = 1", [])?;
+        return Ok(Started::Copied { before });
+    }
+    let counter = match replica.lead {
+        Some(lead) if lead == replica.max_seen && lead.leader == device => lead.incarnation.counter + 1,
+        None if replica.founder && replica.max_seen == Term::ZERO => 1,
+        _ => return Ok(Started::Following),
+    };
+    let incarnation = Incarnation { counter, nonce: tx.world.random() };
+    let term = Term { number: replica.max_seen.number.max(1), leader: device, incarnation };
+    open_term(tx, term)?;
+    admit(tx, &[device])?;
+    seal::seal_all(tx)?;
+    Ok(Started::Leading(term))
+}
+
+/// Opens a term: from here on this device appends, and nobody else in this term.
+fn open_term(tx: &mut Tx<'_>, term: Term) -> Result<(), Error> {
+    let replica = tx.replica()?;
+    let top = top(tx.conn)?;
+    let now = tx.world.now();
+    let stamp = tick(replica.clock, now);
+    let body = Body::TermStart { stamp, at: now };
+    Appender::new(tx.conn, top)?.push(&Entry { seq: top.seq.next(), term, n: None, body })?;
+    tx.set_terms(term, Some(term))?;
+    tx.set_clock(stamp)
+}
+
+/// Makes devices members, those that are not yet. A leader step: elsewhere nothing happens.
+pub(crate) fn admit(tx: &mut Tx<'_>, devices: &[DeviceId]) -> Result<(), Error> {
+    let replica = tx.replica()?;
+    let (true, Some(device)) = (replica.is_leader(), replica.device) else { return Ok(()) };
+    for member in devices {
+        if is_member(tx.conn, *member)? {
+            continue;
+        }
+        let base = top(tx.conn)?;
+        let minted = tx.origin(device)?;
+        let now = tx.world.now();
+        let stamp = tick(tx.replica()?.clock, now);
+        let entry = Entry {
+            seq: base.seq.next(),
+            term: replica.max_seen,
+            n: Some(minted.next),
+            body: Body::Member { device: *member, stamp, at: now },
+        };
+        Appender::new(tx.conn, base)?.push(&entry)?;
+        let group = Group {
+            origin: minted.origin,
+            device,
+            tag: tx.world.random(),
+            base,
+            seen: Vec::new(),
+            first_n: minted.next,
+            first: entry.seq,
+            last: entry.seq,
+        };
+        log::push_group(tx.conn, &group, minted.row)?;
+        log::raise_vector(tx.conn, minted.row, minted.next)?;
+        *tx.minted = Some(Minted { next: OriginSeq(minted.next.0 + 1), ..minted });
+        tx.set_clock(stamp)?;
+    }
+    Ok(())
+}
+
+/// Whether the log names the device a member.
+pub(crate) fn is_member(conn: &rusqlite::Connection, device: DeviceId) -> Result<bool, Error> {
+    let member: Option<Option<u64>> = conn
+        .prepare_cached("SELECT member FROM sync_device WHERE device = ?1")?
+        .query_row([device.to_string()], |row| row.get(0))
+        .optional()?;
+    Ok(member.flatten().is_some())
+}
+
+/// The members that the log names.
+pub(crate) fn members(conn: &rusqlite::Connection) -> Result<Vec<DeviceId>, Error> {
+    let texts: Vec<String> = conn
+        .prepare_cached("SELECT device FROM sync_device WHERE member IS NOT NULL ORDER BY member")?
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    texts
+        .iter()
+        .map(|t| DeviceId::parse(t).ok_or_else(|| Error::Damaged(format!("`{t}` is no device id"))))
+        .collect()
+}
+
+/// Adopts a higher term that a message carried (rule T). A leader that hears of one stops leading.
+pub(crate) fn adopt(tx: &mut Tx<'_>, seen: Term) -> Result<(), Error> {
+    if seen > tx.replica()?.max_seen {
+        tx.set_terms(seen, None)?;
+    }
+    Ok(())
+}
+
+/// Notes what a member confirmed, for people and for the next start.
+pub(crate) fn note_position(tx: &mut Tx<'_>, device: DeviceId, position: Position, now: i64) -> Result<(), Error> {
+    tx.conn
+        .prepare_cached(
+            "INSERT INTO sync_device (device, position_term, position_seq, last_contact) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (device) DO UPDATE SET position_term = excluded.position_term,
+                position_seq = excluded.position_seq, last_contact = excluded.last_contact",
+        )?
+        .execute(params![device.to_string(), position.term.to_text(), position.seq.0, now])?;
+    Ok(())
+}
+
+/// Whether `position` is in the log.
+pub(crate) fn holds(conn: &rusqlite::Connection, position: Position) -> Result<bool, Error> {
+    if position.seq == Seq(0) {
+        return Ok(true);
+    }
+    Ok(position.seq <= top(conn)?.seq && log::term_at(conn, position.seq)? == position.term)
+}
