@@ -1,0 +1,245 @@
+//! The engine: the one thread that steps one database.
+//!
+//! Its whole life is a loop of three things: run a step that somebody asked for, look whether the application has
+//! committed, and if so seal. Commits of this process wake it; those of other processes are found by
+//! `PRAGMA data_version` within [`LOOK_EVERY`]. After a seal it rests for a while proportional to how long it held the
+//! database's one writer, so that a busy application keeps most of the time for itself; what has gathered meanwhile is
+//! sealed together.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{oneshot, watch};
+
+use crate::{
+    error::Error,
+    gate::WriteGate,
+    id::Position,
+    seal,
+    store::{self, Store, Tx},
+};
+
+/// How often the engine looks for commits that nobody told it of.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long the engine waits in this process's queue of writers before it relies on SQLite's own.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The engine rests for this many times as long as its seal held the writer.
+const REST: u32 = 4;
+/// After a failed seal, how long until the next.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Steps that may wait for the engine; whoever asks for one more waits for a place.
+const STEPS_QUEUE: usize = 64;
+
+/// What the engine tells of itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Pulse {
+    /// Top of the log, durable.
+    pub(crate) top: Option<Position>,
+    /// Whether this device leads.
+    pub(crate) leads: bool,
+    /// Rows in the outbox that the last seal left.
+    pub(crate) outbox: u64,
+    /// Changes that the log does not show yet.
+    pub(crate) pending: u64,
+    /// Rows that cannot be sent.
+    pub(crate) quarantined: u64,
+    /// Changes that `should_sync` kept here.
+    pub(crate) withheld: u64,
+    /// Why the last seal failed, if it did.
+    pub(crate) error: Option<String>,
+    /// Set when the engine has stopped.
+    pub(crate) stopped: bool,
+}
+
+type Step = Box<dyn FnOnce(&mut Driver) + Send>;
+
+enum Command {
+    Step(Step),
+    Wake,
+    Stop,
+}
+
+/// A handle to the engine; the engine stops when the last one is dropped.
+pub(crate) struct Engine {
+    commands: SyncSender<Command>,
+    waker: Waker,
+    pulse: watch::Receiver<Pulse>,
+    thread: std::sync::Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+/// Tells the engine that a commit is there or near. Costs next to nothing while it knows already.
+#[derive(Clone)]
+pub(crate) struct Waker {
+    woken: Arc<AtomicBool>,
+    commands: SyncSender<Command>,
+}
+
+impl Waker {
+    pub(crate) fn wake(&self) {
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            // A full queue means the engine is about to look anyway.
+            let _ = self.commands.try_send(Command::Wake);
+        }
+    }
+}
+
+/// The engine's own side: what steps get.
+pub(crate) struct Driver {
+    pub(crate) store: Store,
+    gate: Arc<WriteGate>,
+    pulse: watch::Sender<Pulse>,
+    /// Sealing begins when the replica knows which device it is.
+    seals: bool,
+}
+
+impl Engine {
+    /// Starts the thread.
+    pub(crate) fn start(store: Store, gate: Arc<WriteGate>) -> Result<Self, Error> {
+        let (commands, inbox) = mpsc::sync_channel(STEPS_QUEUE);
+        let (sender, pulse) = watch::channel(Pulse::default());
+        let waker = Waker { woken: Arc::new(AtomicBool::new(false)), commands: commands.clone() };
+        let driver = Driver { store, gate, pulse: sender, seals: false };
+        let woken = Arc::clone(&waker.woken);
+        let thread = thread::Builder::new()
+            .name("tidelog".into())
+            .spawn(move || driver.run(&inbox, &woken))
+            .map_err(|source| Error::File { what: "starting the engine's thread for", path: "tidelog".into(), source })?;
+        Ok(Self { commands, waker, pulse, thread: std::sync::Mutex::new(Some(thread)) })
+    }
+
+    pub(crate) fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    pub(crate) fn pulse(&self) -> watch::Receiver<Pulse> {
+        self.pulse.clone()
+    }
+
+    /// Runs a step on the engine's thread and waits for what it returns.
+    pub(crate) async fn step<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&mut Driver) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let stopped = || Error::Stopped { reason: "the library was shut down".into() };
+        let (reply, answer) = oneshot::channel();
+        let mut command = Command::Step(Box::new(move |driver: &mut Driver| {
+            // Nobody may wait for the answer any more; the step has run all the same.
+            let _ = reply.send(step(driver));
+        }));
+        loop {
+            match self.commands.try_send(command) {
+                Ok(()) => break,
+                Err(TrySendError::Disconnected(_)) => return Err(stopped()),
+                Err(TrySendError::Full(back)) => command = back,
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// Stops the engine behind the steps that wait, and waits for its thread to end.
+    pub(crate) async fn stop(&self) {
+        let thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let commands = self.commands.clone();
+        let _ = tokio::task::spawn_blocking(move || {
+            let _ = commands.send(Command::Stop);
+            thread.map(thread::JoinHandle::join)
+        })
+        .await;
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // If the queue is full, the thread stops once it has emptied it and finds nobody at the other end.
+        let _ = self.commands.try_send(Command::Stop);
+    }
+}
+
+impl Driver {
+    fn run(mut self, inbox: &Receiver<Command>, woken: &AtomicBool) {
+        let mut seen = None;
+        let mut dirty = true;
+        let mut not_before = Instant::now();
+        loop {
+            let rest = not_before.saturating_duration_since(Instant::now());
+            let wait = if dirty && self.seals { rest.min(LOOK_EVERY) } else { LOOK_EVERY };
+            match inbox.recv_timeout(wait) {
+                Ok(Command::Step(step)) => step(&mut self),
+                Ok(Command::Wake) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+            dirty |= woken.load(Ordering::Acquire);
+            if !dirty {
+                match self.store.data_version() {
+                    Ok(version) => dirty = seen.replace(version) != Some(version),
+                    Err(error) => tracing::warn!(%error, "looking for commits failed"),
+                }
+            }
+            if dirty && self.seals && Instant::now() >= not_before {
+                woken.store(false, Ordering::Release);
+                (dirty, not_before) = match self.round() {
+                    Ok((more, held)) => (more, Instant::now() + if more { Duration::ZERO } else { held * REST }),
+                    Err(error) => {
+                        tracing::warn!(%error, "a seal failed and will be tried again");
+                        self.pulse.send_modify(|pulse| pulse.error = Some(error.to_string()));
+                        (true, Instant::now() + RETRY_AFTER)
+                    }
+                };
+            }
+        }
+        self.pulse.send_modify(|pulse| pulse.stopped = true);
+    }
+
+    /// One seal. Whether more waits, and how long the writer was held.
+    fn round(&mut self) -> Result<(bool, Duration), Error> {
+        let guard = self.gate.acquire_blocking(PATIENCE);
+        let began = Instant::now();
+        self.store.follow_schema()?;
+        let sealed = self.store.transaction(seal::seal);
+        drop(guard);
+        let (held, sealed) = (began.elapsed(), sealed?);
+        if sealed.rows > 0 || self.pulse.borrow().error.is_some() {
+            self.publish()?;
+        }
+        Ok((sealed.more, held))
+    }
+
+    /// Runs a step in a transaction, in turn with the application's writers.
+    pub(crate) fn transaction<T>(&mut self, step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let _guard = self.gate.acquire_blocking(PATIENCE);
+        self.store.transaction(step)
+    }
+
+    /// From now on what the application commits is sealed.
+    pub(crate) fn begin_sealing(&mut self) {
+        self.seals = true;
+    }
+
+    /// Makes the log durable (rule D) and tells where it reaches.
+    pub(crate) fn publish(&mut self) -> Result<(), Error> {
+        let conn = self.store.connection();
+        let leads = store::replica(conn)?.is_some_and(|r| r.is_leader());
+        let top = store::top(conn)?;
+        let count = |sql: &str| -> Result<u64, Error> { Ok(conn.prepare_cached(sql)?.query_row([], |r| r.get(0))?) };
+        let outbox = count("SELECT coalesce(max(id) - min(id) + 1, 0) FROM sync_outbox")?;
+        let pending = count("SELECT count(*) FROM sync_pending")?;
+        let quarantined = count("SELECT count(*) FROM sync_quarantine")?;
+        let withheld = count("SELECT coalesce(max(withheld), 0) FROM sync_replica")?;
+        if leads {
+            self.store.sync()?;
+        }
+        self.pulse.send_modify(|pulse| {
+            *pulse =
+                Pulse { top: Some(top), leads, outbox, pending, quarantined, withheld, error: None, stopped: false };
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,100 @@
+//! What a library tells the people who use it: its status, and events of what it applied.
+
+use crate::{
+    id::{DeviceId, LibraryId, Position, Term},
+};
+
+/// How things stand with a library on this device. Watched: [`Library::status`](crate::Library::status).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    /// The library.
+    pub library: LibraryId,
+    /// This device, once the library is started.
+    pub device: Option<DeviceId>,
+    /// The way to the leader.
+    pub link: Link,
+    /// What this device is to the library.
+    pub role: Role,
+    /// The term of the log's last entry; [`Term::ZERO`] while the log is empty.
+    pub term: Term,
+    /// Who leads, as far as this device knows.
+    pub leader: Option<DeviceId>,
+    /// Top of this device's log. Its tables are as of here.
+    pub position: Position,
+    /// Entries that the leader has and this device has not; `None` while the leader was not heard of.
+    pub behind: Option<u64>,
+    /// Captured rows that wait to be sealed, as of the last seal.
+    pub outbox: u64,
+    /// Sealed changes of this device that the log does not show yet.
+    pub pending: u64,
+    /// Captured rows that cannot be sent; the table `sync_quarantine` says which and why.
+    pub quarantined: u64,
+    /// Changes that `should_sync` kept on this device.
+    pub withheld: u64,
+    /// Devices that follow this one now.
+    pub followers: Vec<Follower>,
+    /// When an entry was last applied or confirmed, ms since 1970.
+    pub last_success: Option<i64>,
+    /// When the leader is tried again, ms since 1970; `None` while nothing waits.
+    pub next_retry: Option<i64>,
+    /// What went wrong last, for a person to read; `None` after a success.
+    pub last_error: Option<String>,
+}
+
+/// The way to the leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// The library is not started.
+    Idle,
+    /// This device leads: others come to it.
+    Leading,
+    /// Looking for the leader.
+    Connecting,
+    /// The subscription stands.
+    Online,
+    /// The leader cannot be reached; it is tried again at [`Status::next_retry`].
+    Offline,
+    /// Waiting does not help: a person has to act on the reason.
+    Stopped {
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+}
+
+/// What this device is to the library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It sequences.
+    Leader,
+    /// It pulls.
+    Follower,
+}
+
+/// A device that follows this one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Follower {
+    /// Who.
+    pub device: DeviceId,
+    /// What it holds durably, as it confirmed in this term.
+    pub confirmed: Position,
+}
+
+/// What became of a record that was applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It was inserted or updated.
+    Upsert,
+    /// It was deleted.
+    Delete,
+}
+
+/// A change that came from another device and is in this device's tables now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppliedChange {
+    /// Sync id of the model.
+    pub model: String,
+    /// Canonical id of the record.
+    pub record: String,
+    /// What became of it.
+    pub kind: ChangeKind,
+}
