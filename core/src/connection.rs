@@ -1,12 +1,13 @@
 //! The application's connection: SeaORM as before, with every write in its turn.
 //!
-//! A [`Connection`] implements `ConnectionTrait`, `TransactionTrait` and `StreamTrait`, so that it goes wherever a
-//! SeaORM connection goes. It adds what a followed database needs: settings on every pooled connection, transactions
-//! that begin IMMEDIATE (a deferred one that reads and then writes fails under contention), one queue of writers
-//! ([`WriteGate`]), and a word to the sealer after each commit. Statements that only read go past all that.
+//! A [`Connection`] implements `ConnectionTrait`, `TransactionTrait` and `StreamTrait`, so that it goes
+//! wherever a SeaORM connection goes. It adds what a followed database needs: settings on every pooled
+//! connection, transactions that begin IMMEDIATE (a deferred one that reads and then writes fails under
+//! contention), one queue of writers ([`WriteGate`]), and a word to the sealer after each commit. Statements
+//! that only read go past all that.
 //!
-//! Capture does not depend on any of it: the triggers record what a plain connection writes too, the sealer then finds
-//! it a moment later. [`Connection::plain`] is at hand for what accepts nothing else.
+//! Capture does not depend on any of it: the triggers record what a plain connection writes too, the sealer
+//! then finds it a moment later. [`Connection::plain`] is at hand for what accepts nothing else.
 
 mod cut;
 mod force;
@@ -73,17 +74,20 @@ struct Inner {
 }
 
 impl Connection {
-    /// Takes over the pool of an application that connects by itself. Connections made before are closed, since they
-    /// lack the settings; the pool's size and time limits stay as they are. Durability is `Normal` from then on.
+    /// Takes over the pool of an application that connects by itself. Connections made before are closed,
+    /// since they lack the settings; the pool's size and time limits stay as they are. Durability is `Normal`
+    /// from then on.
     ///
     /// # Errors
-    /// See [`ConnectError`]; [`InUse`](ConnectError::InUse) if connections made before do not come back within a second.
+    /// See [`ConnectError`]; [`InUse`](ConnectError::InUse) if connections made before do not come back
+    /// within a second.
     pub async fn wrap(db: DatabaseConnection) -> Result<Self, ConnectError> {
         open::wrap(db).await
     }
 
-    /// The SeaORM connection, for what accepts nothing else: migrations, `SchemaManager`, libraries. It has all
-    /// settings; what it writes is captured, but does not queue at the gate, and its transactions begin deferred.
+    /// The SeaORM connection, for what accepts nothing else: migrations, `SchemaManager`, libraries. It has
+    /// all settings; what it writes is captured, but does not queue at the gate, and its transactions begin
+    /// deferred.
     pub fn plain(&self) -> &DatabaseConnection {
         &self.inner.plain
     }
@@ -159,8 +163,8 @@ impl Turn<'_> {
     }
 }
 
-/// What follows a commit, in this order: a cut marker if one is due, the turn's end, the word to the sealer, which
-/// then finds the gate free.
+/// What follows a commit, in this order: a cut marker if one is due, the turn's end, the word to the sealer,
+/// which then finds the gate free.
 async fn committed(connection: &Connection, guard: Option<Guard>, rows: u64) {
     let inner = &*connection.inner;
     if guard.is_some() {
@@ -170,7 +174,8 @@ async fn committed(connection: &Connection, guard: Option<Guard>, rows: u64) {
     inner.gate.note_commit(rows);
 }
 
-/// Rows that a statement wrote, for the cuts. At least one: SQLite does not count what cascades and triggers write.
+/// Rows that a statement wrote, for the cuts. At least one: SQLite does not count what cascades and triggers
+/// write.
 fn rows_written(result: &ExecResult) -> u64 {
     result.rows_affected().max(1)
 }
@@ -208,8 +213,8 @@ impl ConnectionTrait for Connection {
             return self.inner.plain.query_one_raw(statement).await;
         }
         let turn = self.turn().await;
-        // All rows, though one is wanted: the driver stops a statement after its first row and drops what SQLite says
-        // at its end, which is where foreign keys are checked and an autocommit commits.
+        // All rows, though one is wanted: the driver stops a statement after its first row and drops what
+        // SQLite says at its end, where a statement of its own commits and deferred foreign keys are checked.
         let rows = turn.database().query_all_raw(statement).await?;
         committed(self, turn.guard, rows.len().max(1) as u64).await;
         Ok(rows.into_iter().next())

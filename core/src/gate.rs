@@ -1,13 +1,14 @@
-//! The gate where the writers of one database in this process queue, so that none of them meets SQLite's own busy
-//! handler, which sleeps between its tries and serves whoever wakes first.
+//! The gate where the writers of one database in this process queue, so that none of them meets SQLite's own
+//! busy handler, which sleeps between its tries and serves whoever wakes first.
 //!
-//! There is one gate per database file. The application's [`Connection`](crate::Connection) takes a turn for every
-//! write and every transaction that may write, the engine for its own transactions; turns are given first come, first
-//! served. A commit is announced to whoever registered with [`WriteGate::on_commit`], which is how the sealer learns
-//! that there is something to seal.
+//! There is one gate per database file. The application's [`Connection`](crate::Connection) takes a turn for
+//! every write and every transaction that may write, the engine for its own transactions; turns are given
+//! first come, first served. A commit is announced to whoever registered with [`WriteGate::on_commit`], which
+//! is how the sealer learns that there is something to seal.
 //!
-//! The gate is a courtesy, not a lock: correctness is SQLite's. Other processes and plain connections do not queue
-//! here, and a writer whose patience ran out goes on without a turn and leaves the rest to SQLite's busy timeout.
+//! The gate is a courtesy, not a lock: correctness is SQLite's. Other processes and plain connections do not
+//! queue here, and a writer whose patience ran out goes on without a turn and leaves the rest to SQLite's
+//! busy timeout.
 
 use std::{
     collections::HashMap,
@@ -26,7 +27,8 @@ use std::{
 use once_cell::sync::Lazy;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Gates of this process by canonical path. An entry whose gate is gone is replaced or swept at the next look-up.
+/// Gates of this process by canonical path. An entry whose gate is gone is replaced or swept at the next
+/// look-up.
 static GATES: Lazy<Mutex<HashMap<PathBuf, Weak<WriteGate>>>> = Lazy::new(Mutex::default);
 
 type Callback = Arc<dyn Fn() + Send + Sync>;
@@ -63,7 +65,8 @@ pub struct CommitListener {
 }
 
 impl WriteGate {
-    /// The gate of the database file at `path`, the same for every name of the file that resolves to one path.
+    /// The gate of the database file at `path`, the same for every name of the file that resolves to one
+    /// path.
     pub fn of(path: &Path) -> Arc<Self> {
         let key = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let mut gates = GATES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,8 +89,8 @@ impl WriteGate {
         }
     }
 
-    /// Waits for a turn, behind everybody who came before. `None` when `patience` ran out: the caller goes on without
-    /// a turn, and SQLite's busy timeout decides.
+    /// Waits for a turn, behind everybody who came before. `None` when `patience` ran out: the caller goes on
+    /// without a turn, and SQLite's busy timeout decides.
     pub async fn acquire(&self, patience: Duration) -> Option<Guard> {
         if let Some(guard) = self.try_acquire() {
             return Some(guard);
@@ -97,8 +100,8 @@ impl WriteGate {
         Some(Guard { _permit: permit })
     }
 
-    /// [`acquire`](Self::acquire) for a thread outside of any runtime. The thread sleeps until it is woken by the
-    /// turn's end or its patience is over; it does not poll.
+    /// [`acquire`](Self::acquire) for a thread outside of any runtime. The thread sleeps until it is woken by
+    /// the turn's end or its patience is over; it does not poll.
     pub fn acquire_blocking(&self, patience: Duration) -> Option<Guard> {
         if let Some(guard) = self.try_acquire() {
             return Some(guard);
@@ -128,7 +131,8 @@ impl WriteGate {
     /// Says that a transaction that wrote `rows` rows is committed, and calls whoever registered for that.
     pub fn note_commit(&self, rows: u64) {
         self.uncut.fetch_add(rows, Ordering::Relaxed);
-        // After the commit and before the load below: a listener that registers in between sees the new count.
+        // After the commit and before the load below: a listener that registers in between sees the new
+        // count.
         self.commits.fetch_add(1, Ordering::SeqCst);
         if self.listening.load(Ordering::SeqCst) == 0 {
             return;
@@ -144,9 +148,9 @@ impl WriteGate {
         self.commits.load(Ordering::SeqCst)
     }
 
-    /// Calls `callback` after every noted commit, on the thread that noted it, until the listener is dropped (and once
-    /// more at most, if a commit is being noted just then). It must be quick and must not block: a user's write waits
-    /// for it.
+    /// Calls `callback` after every noted commit, on the thread that noted it, until the listener is dropped
+    /// (and once more at most, if a commit is being noted just then). It must be quick and must not block: a
+    /// user's write waits for it.
     pub fn on_commit(self: &Arc<Self>, callback: Arc<dyn Fn() + Send + Sync>) -> CommitListener {
         let mut listeners = self.listeners.write().unwrap_or_else(PoisonError::into_inner);
         let id = listeners.next;

@@ -1,8 +1,8 @@
 //! Cut markers: rows of the outbox that say "all rows before me are whole transactions".
 //!
-//! With them the sealer can split a large backlog without tearing a transaction. A marker is a transaction of its own,
-//! written after a commit, so that SQLite's own order makes it true. It is a convenience for the sealer and never the
-//! user's business: it waits for little and it fails silently.
+//! With them the sealer can split a large backlog without tearing a transaction. A marker is a transaction of
+//! its own, written after a commit, so that SQLite's own order makes it true. It is a convenience for the
+//! sealer and never the user's business: it waits for little and it fails silently.
 
 use std::time::Duration;
 
@@ -13,14 +13,16 @@ use super::Inner;
 /// Rows after which a marker is due. A backlog without markers is one group.
 pub(super) const CUT_EVERY: u64 = 1000;
 
-/// How long a marker may take. In a wrapped pool whose connections are all in use it is then left to the next commit.
+/// How long a marker may take. In a wrapped pool whose connections are all in use it is then left to the next
+/// commit.
 const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Not over an empty outbox, and not twice in a row: there is nothing to cut.
 const MARK: &str = "INSERT INTO sync_outbox (kind) \
     SELECT 0 WHERE (SELECT kind FROM sync_outbox ORDER BY id DESC LIMIT 1) <> 0";
 
-/// Writes a marker when `CUT_EVERY` rows were committed since the last, `rows` of them just now. Call it in one's turn.
+/// Writes a marker when `CUT_EVERY` rows were committed since the last, `rows` of them just now. Call it in
+/// one's turn.
 pub(super) async fn mark_if_due(inner: &Inner, rows: u64) {
     if inner.gate.uncut() + rows < CUT_EVERY {
         return;

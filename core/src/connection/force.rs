@@ -12,13 +12,13 @@ use crate::model::Syncable;
 /// `sync_outbox.kind` of a row that was recorded by request.
 const KIND_FORCE: u8 = 4;
 
-/// Captures the row of `model` as it is in the database now, though nothing changed it: other devices get all its
-/// values again. `db` is a [`Connection`](crate::Connection), a [`Transaction`](crate::Transaction), or any other
-/// connection to a database where the model is opened in a library.
+/// Captures the row of `model` as it is in the database now, though nothing changed it: other devices get all
+/// its values again. `db` is a [`Connection`](crate::Connection), a [`Transaction`](crate::Transaction), or
+/// any other connection to a database where the model is opened in a library.
 ///
 /// # Errors
-/// A [`DbErr::Custom`] that tells whether the row does not exist, the model is not opened here, capture is off in this
-/// transaction, or the sync tables are missing; nothing is written then.
+/// A [`DbErr::Custom`] that tells whether the row does not exist, the model is not opened here, capture is
+/// off in this transaction, or the sync tables are missing; nothing is written then.
 pub async fn force_record<M, C>(db: &C, model: &M) -> Result<(), DbErr>
 where
     M: Syncable,

@@ -1,7 +1,8 @@
-//! Opening a database so that tidelog can follow it: what every pooled connection is set to, and what is refused.
+//! Opening a database so that tidelog can follow it: what every pooled connection is set to, and what is
+//! refused.
 //!
-//! [`connect`](crate::connect) makes two pools over one file: one connection that writes, whose page cache therefore
-//! stays warm (a commit by another connection would empty it), and several that read. [`Connection::wrap`] takes the
+//! [`connect`](crate::connect) makes two pools over one file: a small one that writes, whose page caches stay
+//! warm (a commit empties those of all other connections), and one that reads. [`Connection::wrap`] takes the
 //! pool that the application already has, changes its options and replaces the connections made before.
 //!
 //! It does not create sync tables, and it asks nothing of the schema.
@@ -28,6 +29,11 @@ use crate::gate::WriteGate;
 /// The oldest SQLite that is safe here: it fixes a corruption of the write-ahead log.
 const OLDEST_SQLITE: (u32, u32, u32) = (3, 51, 3);
 
+/// Connections that write: one at work and one on its way back into the pool, which takes the driver about 50
+/// µs. More would not help, since only one writes at a time, and each has to read anew what another one
+/// committed.
+const WRITERS: u32 = 2;
+
 /// How long [`Connection::wrap`] waits for connections in use to come back, and how often it looks.
 const WRAP_PATIENCE: Duration = Duration::from_secs(1);
 const WRAP_LOOKS_EVERY: Duration = Duration::from_millis(2);
@@ -47,12 +53,12 @@ pub enum Durability {
 pub struct ConnectOptions {
     /// As SeaORM takes it: `sqlite://path/to/file.db?mode=rwc`.
     pub url: String,
-    /// Connections that read, beside the one that writes. At least 1.
+    /// Connections that read, beside those that write. At least 1.
     pub readers: u32,
     /// What survives a power failure.
     pub durability: Durability,
-    /// How long SQLite waits for the write lock when another process, or a connection that does not queue at the gate,
-    /// holds it.
+    /// How long SQLite waits for the write lock when another process, or a connection that does not queue at
+    /// the gate, holds it.
     pub busy_timeout: Duration,
     /// How long a write waits for its turn at the gate before it goes on without one.
     pub gate_patience: Duration,
@@ -94,7 +100,8 @@ impl From<&str> for ConnectOptions {
 pub enum ConnectError {
     /// The text is no URL of a SQLite database.
     #[error(
-        "`{url}` does not name a database: {reason}; nothing was opened. Write `sqlite://path/to/file.db?mode=rwc`"
+        "`{url}` does not name a database: {reason}; nothing was opened. \
+         Write `sqlite://path/to/file.db?mode=rwc`"
     )]
     Url {
         /// As it was given.
@@ -105,7 +112,7 @@ pub enum ConnectError {
     /// Another database than SQLite.
     #[error(
         "tidelog cannot follow a {found} database yet, SQLite only; nothing was opened or changed. \
-         Use `sqlite://path/to/file.db?mode=rwc`, and `Connection::wrap` with a SeaORM connection made by sqlx"
+         Use `sqlite://path/to/file.db?mode=rwc`; `Connection::wrap` takes a SeaORM connection made by sqlx"
     )]
     Backend {
         /// What it is.
@@ -113,8 +120,8 @@ pub enum ConnectError {
     },
     /// A database in memory: each connection would have its own, or readers would block writers.
     #[error(
-        "`{database}` is kept in memory, where the application and the sync engine cannot both open it with a \
-         write-ahead log; nothing was changed. Use a file in a temporary folder, such as \
+        "`{database}` is kept in memory, where the application and the sync engine cannot both open it \
+         with a write-ahead log; nothing was changed. Use a file in a temporary folder, such as \
          `sqlite:///tmp/name.db?mode=rwc` (the crate `tempfile` makes and removes one)"
     )]
     InMemory {
@@ -123,8 +130,8 @@ pub enum ConnectError {
     },
     /// The SQLite that is linked is too old.
     #[error(
-        "the linked SQLite is {found}, which can corrupt a write-ahead log; 3.51.3 or later is needed, and nothing was \
-         written. Let libsqlite3-sys build its bundled SQLite (its feature `bundled`)"
+        "the linked SQLite is {found}, which can corrupt a write-ahead log; 3.51.3 or later is needed, \
+         and nothing was written. Let libsqlite3-sys build its bundled SQLite (its feature `bundled`)"
     )]
     SqliteTooOld {
         /// Its version.
@@ -143,8 +150,8 @@ pub enum ConnectError {
     },
     /// A connection to be wrapped has connections in use, which would go on with other settings.
     #[error(
-        "{count} pooled connection(s) of `{}` are in use and were made with other settings; the pool is as it was. \
-         Wrap it before the first transaction or stream, or finish those first", .path.display()
+        "{count} pooled connection(s) of `{}` are in use and were made with other settings; \
+         the pool is as it was. Wrap it before the first transaction or stream, or finish those first", .path.display()
     )]
     InUse {
         /// How many.
@@ -154,7 +161,8 @@ pub enum ConnectError {
     },
     /// SQLite or the pool failed.
     #[error(
-        "`{database}` could not be opened: {source}; no data was changed. Check that the folder exists, may be written to, and that the file is a SQLite database"
+        "`{database}` could not be opened: {source}; no data was changed. \
+         Check that the folder exists and may be written to, and that the file is a SQLite database"
     )]
     Open {
         /// The URL or the file name.
@@ -176,7 +184,7 @@ pub(super) async fn open(options: ConnectOptions) -> Result<Connection, ConnectE
             .max_lifetime(None)
             .idle_timeout(None)
     };
-    let writer = pool(1).connect_with(sqlite.clone()).await.map_err(|e| failed(connection_error(e)))?;
+    let writer = pool(WRITERS).connect_with(sqlite.clone()).await.map_err(|e| failed(connection_error(e)))?;
     let writer = SqlxSqliteConnector::from_sqlx_sqlite_pool(writer);
     let path = match examine(&writer, &options.url).await {
         Ok(path) => path,
@@ -219,8 +227,8 @@ pub(super) async fn wrap(db: DatabaseConnection) -> Result<Connection, ConnectEr
     }
 }
 
-/// Closes the connections that were made before the options changed, waiting a little for those that are just on
-/// their way back into the pool.
+/// Closes the connections that were made before the options changed, waiting a little for those that are just
+/// on their way back into the pool.
 async fn replace_connections(pool: &SqlitePool, path: &Path) -> Result<(), ConnectError> {
     let failed = |e| ConnectError::Open { database: path.display().to_string(), source: connection_error(e) };
     let deadline = Instant::now() + WRAP_PATIENCE;

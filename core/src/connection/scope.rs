@@ -1,8 +1,8 @@
 //! Transactions with a word to the triggers: do not record, record as one unit, record who did it.
 //!
 //! The word is a value in `sync_ctl`, changed inside the transaction and changed back before its end. Other
-//! connections never see it, and a rollback undoes it like everything else. That is also why these can be nested: each
-//! puts back what it found.
+//! connections never see it, and a rollback undoes it like everything else. That is also why these can be
+//! nested: each puts back what it found.
 
 use std::{fmt, future::Future, pin::Pin};
 
@@ -51,8 +51,8 @@ impl Column {
 macro_rules! scopes {
     ($owner:ty, $where:literal) => {
         impl $owner {
-            #[doc = concat!("Runs the callback in a transaction", $where, " whose writes are not captured, so that ")]
-            /// they stay on this device. Commits if it returns `Ok`, rolls back otherwise.
+            #[doc = concat!("Runs the callback in a transaction", $where, " whose writes are not captured, ")]
+            /// so that they stay on this device. Commits if it returns `Ok`, rolls back otherwise.
             ///
             /// # Errors
             /// The callback's, the database's, or a [`DbErr::Custom`] if the sync tables are missing.
@@ -66,9 +66,9 @@ macro_rules! scopes {
                 scoped(self.begin().await?, Column::Mode, MODE_OFF.into(), callback).await
             }
 
-            #[doc = concat!("Runs the callback in a transaction", $where, " whose changes stand or fall together ")]
-            /// on every device: if one of them is rejected, all are. Inside another `atomic` it joins that one.
-            /// Commits if it returns `Ok`, rolls back otherwise.
+            #[doc = concat!("Runs the callback in a transaction", $where, " whose changes stand or fall ")]
+            /// together on every device: if one of them is rejected, all are. Inside another `atomic` it joins that
+            /// one. Commits if it returns `Ok`, rolls back otherwise.
             ///
             /// # Errors
             /// The callback's, the database's, or a [`DbErr::Custom`] if the sync tables are missing.
@@ -83,8 +83,8 @@ macro_rules! scopes {
                 scoped(self.begin().await?, Column::Mark, mark.into(), callback).await
             }
 
-            #[doc = concat!("Runs the callback in a transaction", $where, " whose changes carry the name of who ")]
-            /// made them: a user, a job. Commits if it returns `Ok`, rolls back otherwise.
+            #[doc = concat!("Runs the callback in a transaction", $where, " whose changes carry the name of ")]
+            /// who made them: a user, a job. Commits if it returns `Ok`, rolls back otherwise.
             ///
             /// # Errors
             /// The callback's, the database's, or a [`DbErr::Custom`] if the sync tables are missing.
@@ -138,7 +138,7 @@ where
 
 fn no_sync_tables(error: &dyn fmt::Display) -> DbErr {
     DbErr::Custom(format!(
-        "the sync tables are not in this database ({error}), so nothing was run or written. Open a library on it \
-         first, or run the migrations of tidelog-migration"
+        "the sync tables are not in this database ({error}), so nothing was run or written. \
+         Open a library on it first, or run the migrations of tidelog-migration"
     ))
 }

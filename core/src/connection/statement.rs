@@ -1,7 +1,9 @@
-//! What can be told of a statement before it runs: whether it only reads, and whether its values can be stored.
+//! What can be told of a statement before it runs: whether it only reads, and whether its values can be
+//! stored.
 //!
-//! This is a look, not a parser. A statement that only reads but does not look so takes a turn at the gate that it did
-//! not need; the other way round cannot happen, since nothing that begins with one of the reading keywords writes.
+//! This is a look, not a parser. A statement that only reads but does not look so takes a turn at the gate
+//! that it did not need; the other way round cannot happen, since nothing that begins with one of the reading
+//! keywords writes.
 
 use sea_orm::{DbErr, Statement, Value};
 
@@ -87,8 +89,8 @@ pub(crate) fn check_values(statement: &Statement) -> Result<(), DbErr> {
             && i64::try_from(*number).is_err()
         {
             return Err(DbErr::Custom(format!(
-                "the value {number} (parameter {} of `{}`) is above {}, the largest integer that SQLite stores; \
-                 nothing was written. Keep such numbers as text or bytes, or as the i64 of the same bits",
+                "the value {number} (parameter {} of `{}`) is above {}, the largest integer that \
+                 SQLite stores; nothing was written. Keep such numbers as text or bytes, or as the i64 of the same bits",
                 index + 1,
                 shortened(&statement.sql),
                 i64::MAX,

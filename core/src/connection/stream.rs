@@ -12,8 +12,8 @@ use sea_orm::{DbErr, QueryResult};
 
 use crate::gate::{Guard, WriteGate};
 
-/// The rows of a streamed query. A statement that writes (`INSERT … RETURNING`) keeps its turn until the stream ends
-/// or is dropped.
+/// The rows of a streamed query. A statement that writes (`INSERT … RETURNING`) keeps its turn until the
+/// stream ends or is dropped.
 pub struct RowStream<S> {
     // Before `turn`: a stream that is dropped half-way ends its statement first.
     rows: S,

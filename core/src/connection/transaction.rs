@@ -25,14 +25,16 @@ use super::{
 };
 use crate::gate::Guard;
 
-/// A transaction of a [`Connection`]; rolled back when it is dropped without [`commit`](TransactionSession::commit).
+/// A transaction of a [`Connection`]; rolled back when it is dropped without
+/// [`commit`](TransactionSession::commit).
 pub struct Transaction {
     /// `None` only while it ends.
     inner: Option<DatabaseTransaction>,
     guard: Option<Guard>,
     connection: Connection,
     depth: Depth,
-    /// Rows written so far, by the nested ones too; an upper bound, since savepoints that are rolled back count.
+    /// Rows written so far, by the nested ones too; an upper bound, since savepoints that are rolled back
+    /// count.
     rows: Arc<AtomicU64>,
 }
 
@@ -119,7 +121,8 @@ impl Transaction {
         let kind = statement::kind(sql);
         if kind != Kind::Read && self.depth == Depth::ReadOnly {
             return Err(DbErr::Custom(format!(
-                "`{}` was not run: the transaction was begun read-only. Begin it without `AccessMode::ReadOnly`",
+                "`{}` was not run: the transaction was begun read-only. \
+                 Begin it without `AccessMode::ReadOnly`",
                 statement::shortened(sql)
             )));
         }
@@ -167,7 +170,7 @@ impl ConnectionTrait for Transaction {
         if self.admit(&statement.sql)? == Kind::Read {
             return self.inner().query_one_raw(statement).await;
         }
-        // To its end, as in `Connection`: the driver would drop an error behind the first row.
+        // To its end, as in `Connection`: the driver drops an error behind the first row.
         let rows = self.inner().query_all_raw(statement).await?;
         self.wrote(rows.len().max(1) as u64);
         Ok(rows.into_iter().next())
@@ -264,8 +267,8 @@ impl TransactionSession for Transaction {
 }
 
 impl Drop for Transaction {
-    /// SeaORM only queues the rollback of a dropped transaction. Where there is a runtime, the turn is kept until the
-    /// rollback is done, so that the next writer does not run into it.
+    /// SeaORM only queues the rollback of a dropped transaction. Where there is a runtime, the turn is kept
+    /// until the rollback is done, so that the next writer does not run into it.
     fn drop(&mut self) {
         let (Some(inner), Some(guard)) = (self.inner.take(), self.guard.take()) else { return };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
