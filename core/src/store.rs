@@ -28,7 +28,7 @@ use crate::{
 /// Lowest SQLite that is safe: it fixes a corruption of the write-ahead log.
 pub(crate) const SQLITE_NEEDED: (&str, i32) = ("3.51.3", 3_051_003);
 /// How long the engine waits for another process that writes.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Prepared statements kept at hand.
 const STATEMENTS: usize = 64;
 
@@ -305,6 +305,20 @@ fn wal_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-wal");
     PathBuf::from(name)
+}
+
+/// Refuses an entrance that will not do before triggers or anything else is touched.
+pub(crate) fn check_entrance(path: &Path, entrance: crate::term::Entrance) -> Result<(), Error> {
+    use crate::term::Entrance::{Create, Existing, Join};
+    let found = replica(&connect(path, true)?)?;
+    match (entrance, found) {
+        (Existing, None) => Err(Error::NoLibrary),
+        (Create(wanted) | Join(wanted), Some(found)) if found.library != wanted => {
+            Err(Error::OtherLibrary { found: found.library, wanted })
+        }
+        (Create(library), Some(found)) if !found.founder => Err(Error::Joined { library }),
+        _ => Ok(()),
+    }
 }
 
 /// Reads the replica's own row; `None` before the database is in a library.

@@ -38,8 +38,8 @@ pub(crate) enum Message {
     Confirm { max_seen: Term, position: Position },
     /// Follower: what is your top now? Answered by `Top` on the same channel.
     Ask,
-    /// Leader: entries after the follower's position. Sent as they are appended.
-    Entries { lead: Term, floor: Seq, batch: columns::Columns },
+    /// Leader: entries after the follower's position, sent as they are appended. `top` is its log's.
+    Entries { lead: Term, floor: Seq, top: Position, batch: columns::Columns },
     /// Leader: its top and clock (ms since 1970). The heartbeat, and the answer to `Ask`.
     Top { lead: Term, position: Position, clock: i64 },
     /// Leader: no run of the follower's history is in its log yet, and there is more.
@@ -64,8 +64,8 @@ const PACKED: u8 = 1;
 
 impl Message {
     /// The message of a batch.
-    pub(crate) fn entries(lead: Term, floor: Seq, batch: &Batch) -> Self {
-        Self::Entries { lead, floor, batch: columns::Columns::of(batch) }
+    pub(crate) fn entries(lead: Term, floor: Seq, top: Position, batch: &Batch) -> Self {
+        Self::Entries { lead, floor, top, batch: columns::Columns::of(batch) }
     }
 
     /// The bytes to send.

@@ -471,7 +471,7 @@ mod tests {
     #[test]
     fn a_batch_survives_the_wire() {
         let batch = sample();
-        let message = Message::entries(term(5), Seq(0), &batch);
+        let message = Message::entries(term(5), Seq(0), Position::EMPTY, &batch);
         let Message::Entries { batch: columns, .. } = Message::decode(&message.encode()).expect("reads") else {
             panic!("another message came back")
         };
@@ -489,7 +489,7 @@ mod tests {
 
     #[test]
     fn damage_at_any_byte_is_an_error_or_another_message_but_never_a_panic() {
-        let bytes = Message::entries(term(5), Seq(0), &sample()).encode();
+        let bytes = Message::entries(term(5), Seq(0), Position::EMPTY, &sample()).encode();
         for i in 0..bytes.len() {
             for flip in [1u8, 0x80, 0xff] {
                 let mut damaged = bytes.clone();

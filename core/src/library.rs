@@ -1,0 +1,368 @@
+//! A library as an application holds it: opening, starting, watching and shutting it down.
+
+use std::{
+    fs::{File, TryLockError},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use sea_orm::{ConnectionTrait, EntityTrait, Statement, TryIntoModel};
+use sea_orm_migration::MigratorTrait;
+use tidelog_migration::SyncMigrator;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use crate::{
+    connection::Connection,
+    engine::Engine,
+    error::Error,
+    gate::CommitListener,
+    id::{DeviceId, LibraryId, Position, Term},
+    model::{ModelDescriptor, Recorder, Syncable},
+    node::{self, Node, Readers},
+    seal,
+    status::{AppliedChange, Link, Role, Status},
+    store::{self, Model, Store},
+    term::{self, Entrance},
+    transport::SharedTransport,
+    world::{Machine, World},
+};
+
+/// Events that a slow receiver of [`Library::changes`] may be behind before it is told to look at everything again.
+pub const CHANGES_QUEUE: usize = 4096;
+
+/// Opens a library: made by [`Library::builder`].
+pub struct Builder {
+    db: Connection,
+    models: Vec<Result<ModelDescriptor, crate::model::ModelError>>,
+    recorder: Option<Recorder>,
+    entrance: Entrance,
+    peers: Option<Vec<DeviceId>>,
+    world: Arc<dyn World>,
+}
+
+impl Builder {
+    /// Registers an entity whose model is [`Syncable`]. All devices of a library should register the same models;
+    /// entries of models that one does not register are kept in its log.
+    #[must_use]
+    pub fn model<E>(mut self) -> Self
+    where
+        E: EntityTrait,
+        E::Model: Syncable<Entity = E>,
+        E::ActiveModel: TryIntoModel<E::Model>,
+    {
+        self.models.push(ModelDescriptor::of::<E::Model>());
+        self
+    }
+
+    /// Records all models' changes this way, whatever they say themselves.
+    #[must_use]
+    pub fn capture(mut self, recorder: Recorder) -> Self {
+        self.recorder = Some(recorder);
+        self
+    }
+
+    /// Founds the library on this device, or goes on with it where that has happened before. This device leads it.
+    #[must_use]
+    pub fn create(mut self, library: LibraryId) -> Self {
+        self.entrance = Entrance::Create(library);
+        self
+    }
+
+    /// Follows a library that another device leads, or goes on following it. The first time the tables of its models
+    /// must be empty.
+    #[must_use]
+    pub fn join(mut self, library: LibraryId) -> Self {
+        self.entrance = Entrance::Join(library);
+        self
+    }
+
+    /// Goes on with the library that the database is in, in whatever role. The default.
+    #[must_use]
+    pub fn existing(mut self) -> Self {
+        self.entrance = Entrance::Existing;
+        self
+    }
+
+    /// Names a peer of this library: at the leader it becomes a member. Without any, all peers of the transport are.
+    #[must_use]
+    pub fn peer(mut self, device: DeviceId) -> Self {
+        self.peers.get_or_insert_default().push(device);
+        self
+    }
+
+    /// Takes time and randomness from `world`, for tests.
+    #[must_use]
+    pub fn world(mut self, world: Arc<dyn World>) -> Self {
+        self.world = world;
+        self
+    }
+
+    /// Opens the library: makes the sync tables if there are none, the triggers what the models say now, and takes
+    /// the lock that keeps the database to one engine. Syncing begins with [`Library::start`].
+    ///
+    /// # Errors
+    /// [`Error`] says what does not fit; nothing is changed then, but that the sync tables may be there.
+    pub async fn open(self) -> Result<Library, Error> {
+        let models = self.models.into_iter().collect::<Result<Vec<_>, _>>()?;
+        refuse_shared_names(&models)?;
+        let models: Vec<(ModelDescriptor, Recorder)> = models
+            .into_iter()
+            .map(|m| {
+                let recorder = self.recorder.unwrap_or(m.options.recorder);
+                (m, recorder)
+            })
+            .collect();
+        let path = self.db.path().to_owned();
+        let lock = lock(&path)?;
+        make_tables(&self.db).await?;
+        let recorders: Vec<_> = models.iter().map(|(m, r)| (m.id, *r)).collect();
+        let readers = models.iter().map(|(m, r)| Model::new(m.clone(), *r)).collect();
+        let gate = Arc::clone(self.db.gate());
+        let (world, entrance) = (Arc::clone(&self.world), self.entrance);
+        let opened = {
+            let (path, gate) = (path.clone(), Arc::clone(&gate));
+            move || {
+                let _turn = gate.acquire_blocking(store::BUSY_TIMEOUT);
+                store::check_entrance(&path, entrance)?;
+                let mut store = Store::open(&path, models, world)?;
+                let id = store.transaction(|tx| term::enter(tx, entrance))?;
+                let position = store::top(store.connection())?;
+                let replica = store::replica(store.connection())?;
+                Ok::<_, Error>((store, id, position, replica))
+            }
+        };
+        let (store, id, position, replica) =
+            tokio::task::spawn_blocking(opened).await.map_err(|e| Error::Stopped { reason: e.to_string() })??;
+        let engine = Engine::start(store, Arc::clone(&gate))?;
+        let waker = engine.waker();
+        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || waker.wake());
+        let listener = gate.on_commit(Arc::clone(&wake));
+        let notices = crate::notice::register(recorders, crate::notice::CAPACITY, wake);
+        let leads = replica.is_some_and(|r| r.is_leader() || (r.founder && r.max_seen == Term::ZERO));
+        let status = Status {
+            library: id,
+            device: replica.and_then(|r| r.device),
+            link: Link::Idle,
+            role: if leads { Role::Leader } else { Role::Follower },
+            term: position.term,
+            leader: None,
+            position,
+            behind: None,
+            outbox: 0,
+            pending: 0,
+            quarantined: 0,
+            withheld: 0,
+            followers: Vec::new(),
+            last_success: None,
+            next_retry: None,
+            last_error: None,
+        };
+        let inner = Inner {
+            id,
+            engine,
+            readers: Readers::new(path, readers),
+            status: watch::Sender::new(status),
+            changes: broadcast::Sender::new(CHANGES_QUEUE),
+            peers: self.peers,
+            world: self.world,
+            node: Mutex::new(None),
+            _listener: listener,
+            _notices: notices,
+            _lock: lock,
+        };
+        Ok(Library { inner: Arc::new(inner) })
+    }
+}
+
+/// An open library. Cheap to clone; the engine stops when the last clone is dropped or [`Library::shutdown`] is
+/// called.
+#[derive(Clone)]
+pub struct Library {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) id: LibraryId,
+    pub(crate) engine: Engine,
+    pub(crate) readers: Readers,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) changes: broadcast::Sender<AppliedChange>,
+    /// Peers named for this library; `None`: all of the transport's.
+    pub(crate) peers: Option<Vec<DeviceId>>,
+    pub(crate) world: Arc<dyn World>,
+    node: Mutex<Option<Node>>,
+    _listener: CommitListener,
+    _notices: crate::notice::Subscription,
+    _lock: File,
+}
+
+impl Inner {
+    pub(crate) fn questions(&self) -> Option<mpsc::Sender<oneshot::Sender<Position>>> {
+        lock_node(&self.node).as_ref().map(Node::questions)
+    }
+}
+
+impl Library {
+    /// Begins to open a library over the application's database.
+    pub fn builder(db: &Connection) -> Builder {
+        Builder {
+            db: db.clone(),
+            models: Vec::new(),
+            recorder: None,
+            entrance: Entrance::Existing,
+            peers: None,
+            world: Arc::new(Machine),
+        }
+    }
+
+    /// The library's id.
+    pub fn id(&self) -> LibraryId {
+        self.inner.id
+    }
+
+    /// Starts syncing over `transport`, as its device. A device that leads opens its term and takes followers, any
+    /// other looks for the leader. Must be called within a tokio runtime, which carries the work from then on.
+    ///
+    /// # Errors
+    /// [`Error::Started`]; or why the transport or the database refused. The library stays open and stopped then.
+    pub async fn start(&self, transport: SharedTransport) -> Result<(), Error> {
+        if lock_node(&self.inner.node).is_some() {
+            return Err(Error::Started(self.inner.id));
+        }
+        let node = node::start(Arc::clone(&self.inner), transport).await?;
+        *lock_node(&self.inner.node) = Some(node);
+        Ok(())
+    }
+
+    /// The library's status, now and whenever it changes.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.inner.status.subscribe()
+    }
+
+    /// Changes from other devices as they reach this device's tables. A receiver that falls more than
+    /// [`CHANGES_QUEUE`] behind is told so (`Lagged`) and should look at everything again.
+    pub fn changes(&self) -> broadcast::Receiver<AppliedChange> {
+        self.inner.changes.subscribe()
+    }
+
+    /// Waits until what is committed here now is in the log, and what is in the leader's log now is here.
+    ///
+    /// Waits as long as the leader cannot be reached: [`Library::status`] says why. Wrap it in a timeout where that
+    /// may be too long.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] and [`Error::LinkStopped`] when it would wait for ever.
+    pub async fn barrier(&self) -> Result<(), Error> {
+        let leads = self
+            .inner
+            .engine
+            .step(|driver| {
+                driver.transaction(seal::seal_all)?;
+                driver.publish()?;
+                Ok(store::replica(driver.store.connection())?.is_some_and(|r| r.is_leader()))
+            })
+            .await?;
+        if leads {
+            return Ok(());
+        }
+        let top = node::ask_top(&self.inner).await?;
+        self.reached(top).await
+    }
+
+    /// Waits until the log here reaches `top`.
+    async fn reached(&self, top: Position) -> Result<(), Error> {
+        let mut status = self.status();
+        let stopped = || Error::Stopped { reason: "the library was shut down".into() };
+        let status = status
+            .wait_for(|s| s.position.seq >= top.seq || matches!(s.link, Link::Stopped { .. } | Link::Idle))
+            .await
+            .map_err(|_| stopped())?;
+        match &status.link {
+            _ if status.position.seq >= top.seq => Ok(()),
+            Link::Stopped { reason } => {
+                Err(Error::LinkStopped { peer: top.term.leader, reason: reason.clone() })
+            }
+            _ => Err(stopped()),
+        }
+    }
+
+    /// The top of the log here.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] after a shutdown.
+    pub async fn position(&self) -> Result<Position, Error> {
+        self.inner.engine.step(|driver| store::top(driver.store.connection())).await
+    }
+
+    /// Ends syncing in good order: what is committed is sealed, channels are closed, the engine stops, the database's
+    /// lock is free. Other clones of this library are of no use afterwards.
+    pub async fn shutdown(&self) {
+        let node = lock_node(&self.inner.node).take();
+        if let Some(node) = node {
+            node.stop().await;
+            let sealed = self.inner.engine.step(|driver| {
+                driver.transaction(seal::seal_all)?;
+                driver.publish()
+            });
+            if let Err(error) = sealed.await {
+                tracing::warn!(library = %self.inner.id, %error, "the last seal failed; the rows stay in the outbox");
+            }
+        }
+        self.inner.engine.stop().await;
+        self.inner.readers.close();
+        // The lock goes with the file handle; unlocking it now lets the database be opened while clones are about.
+        let _ = self.inner._lock.unlock();
+        self.inner.status.send_modify(|status| status.link = Link::Idle);
+    }
+}
+
+fn lock_node(node: &Mutex<Option<Node>>) -> std::sync::MutexGuard<'_, Option<Node>> {
+    node.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn refuse_shared_names(models: &[ModelDescriptor]) -> Result<(), Error> {
+    for (i, first) in models.iter().enumerate() {
+        for second in &models[i + 1..] {
+            let shared = if first.id == second.id {
+                Some(("sync id", first.id.to_owned()))
+            } else {
+                (first.table == second.table).then(|| ("table", first.table.clone()))
+            };
+            if let Some((what, name)) = shared {
+                return Err(Error::SharedName { first: first.id.into(), second: second.id.into(), what, name });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes the lock that keeps a database to one engine, for as long as the file handle lives.
+fn lock(path: &Path) -> Result<File, Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-sync");
+    let file = File::options().create(true).truncate(false).write(true).open(PathBuf::from(&name));
+    let failed = |what: &'static str, source| Error::File { what, path: PathBuf::from(&name), source };
+    let file = file.map_err(|e| failed("opening", e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.to_owned() }),
+        Err(TryLockError::Error(e)) => Err(failed("locking", e)),
+    }
+}
+
+/// Makes the sync tables, unless the application's own migrations have.
+async fn make_tables(db: &Connection) -> Result<(), Error> {
+    let failed = |source| Error::SeaOrm { what: "making the sync tables", source };
+    let plain = db.plain();
+    let tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name IN ('sync_replica', 'sync_migrations')";
+    let rows = plain
+        .query_all_raw(Statement::from_string(plain.get_database_backend(), tables))
+        .await
+        .map_err(failed)?;
+    let names = rows.iter().map(|row| row.try_get_by_index::<String>(0)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    let by_application = names.iter().any(|n| n == "sync_replica") && !names.iter().any(|n| n == "sync_migrations");
+    if by_application {
+        return Ok(());
+    }
+    SyncMigrator::up(plain, None).await.map_err(failed)
+}

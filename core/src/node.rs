@@ -1,0 +1,269 @@
+//! The node: the asynchronous side of a started library.
+//!
+//! It owns the loops that wait: one takes the channels that peers open ([`serve`]), one follows the leader
+//! ([`follow`]), one tells the application how things stand. None of them decides anything about the log: they carry
+//! messages to the engine's steps and the steps' answers back.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rusqlite::Connection;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    error::Error,
+    id::{DeviceId, Position, Term},
+    library::Inner,
+    log::{self, LogReader},
+    entry::Run,
+    id::Seq,
+    status::{Follower, Link, Role},
+    store::{self, Model},
+    term::{self, Started},
+    transport::SharedTransport,
+    wire::Message,
+};
+
+mod follow;
+mod serve;
+
+/// Questions for the leader's top that may wait for the subscription to stand.
+const QUESTIONS_QUEUE: usize = 16;
+
+/// A started library's tasks.
+pub(crate) struct Node {
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+    questions: mpsc::Sender<oneshot::Sender<Position>>,
+}
+
+/// What the tasks of a node share.
+pub(crate) struct Shared {
+    pub(crate) library: Arc<Inner>,
+    pub(crate) transport: SharedTransport,
+    /// What each follower confirmed in this term. Only in memory: a new term begins with none.
+    pub(crate) slots: Mutex<HashMap<DeviceId, Position>>,
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+impl Shared {
+    /// Whether the device is a peer that was configured for this library.
+    fn is_configured(&self, device: DeviceId) -> bool {
+        self.peers().contains(&device)
+    }
+
+    /// The peers configured for this library.
+    fn peers(&self) -> Vec<DeviceId> {
+        let all = self.transport.peers();
+        match &self.library.peers {
+            Some(named) => all.into_iter().filter(|d| named.contains(d)).collect(),
+            None => all,
+        }
+    }
+
+    /// Resolves when the node is to stop.
+    async fn stopped(&self) {
+        // An error means that the node itself is gone.
+        let _ = self.stop.clone().wait_for(|stop| *stop).await;
+    }
+
+    /// Notes what a follower confirmed, and shows it.
+    fn set_slot(&self, device: DeviceId, confirmed: Option<Position>) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        match confirmed {
+            Some(position) => slots.insert(device, position),
+            None => slots.remove(&device),
+        };
+        let mut followers: Vec<_> =
+            slots.iter().map(|(device, confirmed)| Follower { device: *device, confirmed: *confirmed }).collect();
+        drop(slots);
+        followers.sort_by_key(|f| f.device);
+        self.library.status.send_modify(|status| status.followers = followers);
+    }
+}
+
+/// Starts the tasks.
+pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Result<Node, Error> {
+    let device = transport.device();
+    let (stop, stopping) = watch::channel(false);
+    let shared = Arc::new(Shared { library, transport, slots: Mutex::default(), stop: stopping });
+    let incoming = shared.transport.listen(shared.library.id)?;
+    let peers = shared.peers();
+    let started = shared
+        .library
+        .engine
+        .step(move |driver| {
+            let started = driver.transaction(|tx| {
+                let started = term::start(tx, device)?;
+                term::admit(tx, &peers)?;
+                Ok(started)
+            })?;
+            driver.begin_sealing();
+            driver.publish()?;
+            Ok(started)
+        })
+        .await?;
+    let mut last_error = None;
+    match started {
+        Started::Leading(term) => tracing::info!(library = %shared.library.id, %term, "leading"),
+        Started::Following => tracing::info!(library = %shared.library.id, %device, "following"),
+        Started::Copied { before } => {
+            let text = format!(
+                "this database was used as device {before} before: it is a copy, and device {device} follows with it; \
+                 nothing of it is lost. If the other device is gone for good, let this one take over"
+            );
+            tracing::warn!(library = %shared.library.id, "{text}");
+            last_error = Some(text);
+        }
+    }
+    let leads = matches!(started, Started::Leading(_));
+    shared.library.status.send_modify(|status| {
+        status.device = Some(device);
+        status.role = if leads { Role::Leader } else { Role::Follower };
+        status.link = if leads { Link::Leading } else { Link::Connecting };
+        status.leader = leads.then_some(device);
+        status.last_error = last_error;
+    });
+    let (questions, asked) = mpsc::channel(QUESTIONS_QUEUE);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(show_pulse(Arc::clone(&shared)));
+    tasks.spawn(serve::accept(Arc::clone(&shared), incoming));
+    tasks.spawn(follow::follow(shared, asked));
+    Ok(Node { stop, tasks, questions })
+}
+
+impl Node {
+    /// Ends the tasks and waits for them.
+    pub(crate) async fn stop(mut self) {
+        let _ = self.stop.send(true);
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    pub(crate) fn questions(&self) -> mpsc::Sender<oneshot::Sender<Position>> {
+        self.questions.clone()
+    }
+}
+
+/// Asks the leader for its top, over the subscription; waits until there is one.
+pub(crate) async fn ask_top(library: &Inner) -> Result<Position, Error> {
+    let stopped = || Error::Stopped { reason: "the library is not started".into() };
+    let questions = library.questions().ok_or_else(stopped)?;
+    let mut status = library.status.subscribe();
+    let ask = async {
+        loop {
+            let (reply, answer) = oneshot::channel();
+            questions.send(reply).await.map_err(|_| stopped())?;
+            // A subscription that breaks drops the questions it carried: ask the next one.
+            if let Ok(top) = answer.await {
+                return Ok(top);
+            }
+        }
+    };
+    let broken = async {
+        match status.wait_for(|s| matches!(s.link, Link::Stopped { .. } | Link::Idle)).await.map(|s| s.clone()) {
+            Ok(status) => match status.link {
+                Link::Stopped { reason } => Err(Error::LinkStopped {
+                    peer: status.leader.unwrap_or(Term::ZERO.leader),
+                    reason,
+                }),
+                _ => Err(stopped()),
+            },
+            Err(_) => Err(stopped()),
+        }
+    };
+    tokio::select! {
+        top = ask => top,
+        error = broken => error,
+    }
+}
+
+/// Carries what the engine tells of itself into the status.
+async fn show_pulse(shared: Arc<Shared>) {
+    let mut pulse = shared.library.engine.pulse();
+    loop {
+        let now = pulse.borrow_and_update().clone();
+        shared.library.status.send_if_modified(|status| {
+            let before = status.clone();
+            if let Some(top) = now.top {
+                status.position = top;
+                status.term = top.term;
+            }
+            (status.outbox, status.pending) = (now.outbox, now.pending);
+            (status.quarantined, status.withheld) = (now.quarantined, now.withheld);
+            if now.leads {
+                status.behind = Some(0);
+            }
+            if let Some(error) = &now.error {
+                status.last_error = Some(error.clone());
+            }
+            *status != before
+        });
+        tokio::select! {
+            changed = pulse.changed() => if changed.is_err() { return },
+            () = shared.stopped() => return,
+        }
+    }
+}
+
+/// Read-only connections for serving the log, beside the engine's own: a reader never waits for a writer.
+pub(crate) struct Readers {
+    path: PathBuf,
+    models: Arc<Vec<Model>>,
+    idle: Arc<Mutex<Vec<Connection>>>,
+}
+
+/// Reading connections kept open while nobody reads.
+const READERS_IDLE: usize = 4;
+
+impl Readers {
+    pub(crate) fn new(path: PathBuf, models: Vec<Model>) -> Self {
+        Self { path, models: Arc::new(models), idle: Arc::default() }
+    }
+
+    /// Runs a read on a thread for blocking work.
+    async fn run<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection, &[Model]) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (path, models, idle) = (self.path.clone(), Arc::clone(&self.models), Arc::clone(&self.idle));
+        let run = move || {
+            let taken = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let conn = match taken {
+                Some(conn) => conn,
+                None => store::connect(&path, true)?,
+            };
+            let done = read(&conn, &models)?;
+            let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle.len() < READERS_IDLE {
+                idle.push(conn);
+            }
+            Ok(done)
+        };
+        tokio::task::spawn_blocking(run).await.map_err(|e| Error::Stopped { reason: e.to_string() })?
+    }
+
+    /// The next message of entries for a follower that has everything up to `after`, and where it then stands.
+    async fn entries(&self, lead: Term, floor: Seq, after: Seq, until: Position) -> Result<(Vec<u8>, Seq), Error> {
+        self.run(move |conn, models| {
+            let batch = LogReader::new(models).read(conn, after, until.seq)?;
+            let last = batch.last();
+            Ok((Message::entries(lead, floor, until, &batch).encode(), last))
+        })
+        .await
+    }
+
+    /// The leadership history with the log's top.
+    async fn history(&self) -> Result<(Vec<Run>, Position), Error> {
+        self.run(|conn, _| Ok((log::runs(conn)?, store::top(conn)?))).await
+    }
+
+    pub(crate) fn close(&self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}

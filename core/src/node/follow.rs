@@ -1,0 +1,391 @@
+//! Following: one subscription at a time with whoever leads.
+//!
+//! A session opens a channel, says where this device stands, and hands every batch to the engine's `apply`. The
+//! channel is read and unpacked on a task of its own, a batch ahead of the one that is being applied. What was
+//! applied is confirmed when it is durable, at most every [`CONFIRM_EVERY`].
+
+use std::{sync::Arc, time::Duration};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::Shared;
+use crate::{
+    apply::{self, Applied, Touched},
+    entry::{Batch, EntryKind, Run},
+    error::Error,
+    id::{DeviceId, Position, Term},
+    log, store,
+    status::{AppliedChange, ChangeKind, Link},
+    term,
+    transport::{Channel, MessageReceiver, MessageSender, TransportError},
+    wire::{HISTORY_MAX, Message},
+};
+
+/// Durable positions are confirmed at most this often.
+const CONFIRM_EVERY: Duration = Duration::from_millis(10);
+/// A leader that has not been heard of for this long is looked for again.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// How long opening a channel may take.
+const OPEN_MAX: Duration = Duration::from_secs(10);
+/// Batches unpacked ahead of the one that is applied.
+const AHEAD: usize = 2;
+/// Delay before the first new try, and the longest between two.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+
+type Questions = mpsc::Receiver<oneshot::Sender<Position>>;
+
+/// How a session ended.
+enum End {
+    /// The other side does not lead; it may know who does.
+    NotLeader(Option<DeviceId>),
+    /// The channel broke or could not be opened.
+    Lost(String),
+    /// Waiting does not help.
+    Stopped(String),
+}
+
+/// Looks for the leader and follows it, until the node stops. On a leader it only waits.
+pub(super) async fn follow(shared: Arc<Shared>, mut questions: Questions) {
+    let mut pulse = shared.library.engine.pulse();
+    loop {
+        tokio::select! {
+            led = pulse.wait_for(|pulse| !pulse.leads || pulse.stopped) => {
+                if led.map_or(true, |pulse| pulse.stopped) { return }
+            }
+            () = shared.stopped() => return,
+        }
+        tokio::select! {
+            stopped = rounds(&shared, &mut questions) => {
+                let Some(reason) = stopped else { continue };
+                tracing::error!(library = %shared.library.id, reason, "following has stopped");
+                shared.library.status.send_modify(|status| {
+                    status.last_error = Some(reason.clone());
+                    status.link = Link::Stopped { reason };
+                    status.next_retry = None;
+                });
+                shared.stopped().await;
+                return;
+            }
+            () = shared.stopped() => return,
+        }
+    }
+}
+
+/// Tries one peer after the other. Ends with a reason when a person has to act, and without when this device leads.
+async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<String> {
+    let mut backoff = retry();
+    let mut hint = None;
+    loop {
+        let mut lost = "no peer is configured for this library: add one".to_owned();
+        let mut redirected = false;
+        for peer in candidates(shared, hint.take()).await {
+            let applied_before = shared.library.status.borrow().position;
+            match session(shared, peer, questions).await {
+                Ok(End::NotLeader(leader)) => {
+                    lost = format!("device {peer} does not lead");
+                    hint = leader.filter(|leader| *leader != peer && shared.is_configured(*leader));
+                    redirected = hint.is_some();
+                }
+                Ok(End::Lost(reason)) => lost = reason,
+                Ok(End::Stopped(reason)) => return Some(reason),
+                Err(Error::Stopped { .. }) => return None,
+                Err(error) if error.is_busy() => lost = error.to_string(),
+                Err(Error::Transport(error)) => lost = error.to_string(),
+                Err(error) => return Some(error.to_string()),
+            }
+            if shared.library.status.borrow().position != applied_before {
+                backoff = retry();
+            }
+            if redirected {
+                break;
+            }
+        }
+        if shared.library.engine.pulse().borrow().leads {
+            return None;
+        }
+        let delay = backoff.next().unwrap_or(RETRY.1);
+        let next = shared.library.world.now() + i64::try_from(delay.as_millis()).unwrap_or(0);
+        tracing::info!(library = %shared.library.id, reason = lost, ?delay, "offline; trying again");
+        shared.library.status.send_modify(|status| {
+            status.link = Link::Offline;
+            status.last_error = Some(lost);
+            status.next_retry = Some(next);
+        });
+        tokio::time::sleep(delay).await;
+        shared.library.status.send_modify(|status| {
+            status.link = Link::Connecting;
+            status.next_retry = None;
+        });
+    }
+}
+
+fn retry() -> backon::ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(RETRY.0)
+        .with_max_delay(RETRY.1)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+/// Whom to try, in order: who is said to lead, who led last, everybody else.
+async fn candidates(shared: &Arc<Shared>, hint: Option<DeviceId>) -> Vec<DeviceId> {
+    let led = shared
+        .library
+        .engine
+        .step(|driver| Ok(store::replica(driver.store.connection())?.map(|r| r.max_seen.leader)))
+        .await
+        .ok()
+        .flatten();
+    let mut peers = shared.peers();
+    peers.sort_by_key(|peer| (Some(*peer) != hint, Some(*peer) != led));
+    peers
+}
+
+async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions) -> Result<End, Error> {
+    let opened = match timeout(OPEN_MAX, shared.transport.open(peer, shared.library.id)).await {
+        Ok(opened) => opened,
+        Err(_) => Err(TransportError::Unreachable { peer, reason: format!("no answer within {} s", OPEN_MAX.as_secs()) }),
+    };
+    let Channel { mut sender, receiver, .. } = match opened {
+        Ok(channel) => channel,
+        Err(error @ TransportError::Refused { .. }) => {
+            tracing::warn!(library = %shared.library.id, %peer, %error, "refused");
+            return Ok(End::Lost(error.to_string()));
+        }
+        Err(error) => return Ok(End::Lost(error.to_string())),
+    };
+    let (max_seen, top, mut runs) = shared
+        .library
+        .engine
+        .step(|driver| {
+            driver.store.sync()?;
+            let conn = driver.store.connection();
+            let replica = store::replica(conn)?.ok_or(Error::NoLibrary)?;
+            // Parts that were put aside are sent again from the top: a new leader may have cut them otherwise.
+            Ok((replica.max_seen, store::top(conn)?, log::runs(conn)?))
+        })
+        .await?;
+    let (history, complete) = newest(&mut runs);
+    send(sender.as_mut(), &Message::Subscribe { max_seen, top, history, complete }).await?;
+
+    let (unpacked, mut inbox) = mpsc::channel(AHEAD);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(unpack(receiver, unpacked));
+    let mut session = Session { shared, peer, sender, asked: Vec::new(), confirmed: top, applied: top, confirm_at: None };
+    loop {
+        let confirm_at = session.confirm_at.unwrap_or_else(|| Instant::now() + SILENCE_MAX);
+        tokio::select! {
+            biased;
+            message = timeout(SILENCE_MAX, inbox.recv()) => match message {
+                Ok(Some(Ok((message, bytes)))) => {
+                    if let Some(end) = session.take(message, bytes, &mut runs).await? {
+                        return Ok(end);
+                    }
+                }
+                Ok(Some(Err(reason))) => return Ok(End::Lost(reason)),
+                Ok(None) => return Ok(End::Lost(format!("device {peer} ended the channel"))),
+                Err(_) => return Ok(End::Lost(format!("nothing was heard of device {peer} for {} s", SILENCE_MAX.as_secs()))),
+            },
+            Some(question) = questions.recv() => {
+                session.asked.push(question);
+                send(session.sender.as_mut(), &Message::Ask).await?;
+            }
+            () = sleep_until(confirm_at), if session.confirm_at.is_some() => session.confirm().await?,
+        }
+    }
+}
+
+/// The newest runs that one message holds, taken off the end, and whether that is all.
+fn newest(runs: &mut Vec<Run>) -> (Vec<Run>, bool) {
+    let newest = runs.split_off(runs.len().saturating_sub(HISTORY_MAX));
+    (newest, runs.is_empty())
+}
+
+async fn send(sender: &mut dyn MessageSender, message: &Message) -> Result<(), Error> {
+    Ok(sender.send(message.encode()).await?)
+}
+
+/// Reads the channel and unpacks what comes, a little ahead of the session.
+async fn unpack(mut receiver: Box<dyn MessageReceiver>, to: mpsc::Sender<Result<(Message, Vec<u8>), String>>) {
+    loop {
+        let next = match receiver.receive().await {
+            Ok(Some(bytes)) => Message::decode(&bytes).map(|message| (message, bytes)).map_err(|e| e.to_string()),
+            Ok(None) => return,
+            Err(error) => Err(error.to_string()),
+        };
+        let over = next.is_err();
+        if to.send(next).await.is_err() || over {
+            return;
+        }
+    }
+}
+
+struct Session<'s> {
+    shared: &'s Arc<Shared>,
+    peer: DeviceId,
+    sender: Box<dyn MessageSender>,
+    /// Who waits for the leader's top.
+    asked: Vec<oneshot::Sender<Position>>,
+    confirmed: Position,
+    applied: Position,
+    confirm_at: Option<Instant>,
+}
+
+impl Session<'_> {
+    async fn take(&mut self, message: Message, bytes: Vec<u8>, runs: &mut Vec<Run>) -> Result<Option<End>, Error> {
+        match message {
+            Message::Entries { lead, top, batch, .. } => {
+                let batch = match batch.into_batch() {
+                    Ok(batch) => batch,
+                    Err(error) => return Ok(Some(End::Lost(format!("device {}: {error}", self.peer)))),
+                };
+                return self.apply(lead, top, batch, bytes).await;
+            }
+            Message::Top { lead, position, .. } => {
+                if let Some(end) = self.adopt(lead).await? {
+                    return Ok(Some(end));
+                }
+                self.show(lead, position);
+                for question in self.asked.drain(..) {
+                    let _ = question.send(position);
+                }
+            }
+            Message::MoreHistory => {
+                let (history, complete) = newest(runs);
+                send(self.sender.as_mut(), &Message::History { runs: history, complete }).await?;
+            }
+            Message::NotLeader { leader, .. } => return Ok(Some(End::NotLeader(leader))),
+            Message::Diverged { common, top, .. } => {
+                return Ok(Some(End::Stopped(format!(
+                    "the log here, up to {top}, parts from device {}'s after entry {common}; nothing was changed. \
+                     This device wrote or followed another history: keep a copy of its database and let it join anew",
+                    self.peer
+                ))));
+            }
+            Message::BelowFloor { common, floor, .. } => {
+                return Ok(Some(End::Stopped(format!(
+                    "device {} has compacted its log up to {floor}, and this device has it only up to {common}; \
+                     nothing was changed. Let this device join anew",
+                    self.peer
+                ))));
+            }
+            Message::Refused { reason } => {
+                tracing::warn!(library = %self.shared.library.id, peer = %self.peer, reason, "refused");
+                return Ok(Some(End::Lost(format!("device {} refused: {reason}", self.peer))));
+            }
+            other => {
+                tracing::warn!(peer = %self.peer, ?other, "a leader sent what only a follower may");
+                return Ok(Some(End::Lost(format!("device {} does not keep to the protocol", self.peer))));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Adopts the leader's term; `None` if this device may follow it.
+    async fn adopt(&mut self, lead: Term) -> Result<Option<End>, Error> {
+        if self.shared.library.status.borrow().leader == Some(lead.leader) {
+            return Ok(None);
+        }
+        let seen = self
+            .shared
+            .library
+            .engine
+            .step(move |driver| {
+                driver.transaction(|tx| {
+                    term::adopt(tx, lead)?;
+                    Ok(tx.replica()?.max_seen)
+                })
+            })
+            .await?;
+        Ok((seen > lead).then(|| End::NotLeader(Some(seen.leader))))
+    }
+
+    async fn apply(&mut self, lead: Term, top: Position, batch: Batch, bytes: Vec<u8>) -> Result<Option<End>, Error> {
+        let changes = self.shared.library.changes.clone();
+        let applied = self
+            .shared
+            .library
+            .engine
+            .step(move |driver| {
+                let mut touched = Touched::new();
+                let watched = changes.receiver_count() > 0;
+                let applied = driver
+                    .transaction(|tx| apply::apply(tx, lead, batch, &bytes, watched.then_some(&mut touched)))?;
+                for (shape, record, kind) in touched {
+                    let kind = match kind {
+                        EntryKind::Upsert => ChangeKind::Upsert,
+                        EntryKind::Delete => ChangeKind::Delete,
+                        _ => continue,
+                    };
+                    // Nobody listens any more: fine.
+                    let _ = changes.send(AppliedChange { model: shape.model.clone(), record, kind });
+                }
+                if let Applied::To(_) = applied {
+                    driver.publish()?;
+                }
+                Ok(applied)
+            })
+            .await?;
+        match applied {
+            Applied::To(position) => {
+                self.applied = position;
+                self.show(lead, top);
+                if self.confirm_at.is_none() {
+                    self.confirm_at = Some(Instant::now() + CONFIRM_EVERY);
+                }
+                Ok(None)
+            }
+            Applied::Staged(_) => Ok(None),
+            Applied::OutOfOrder(position) => Ok(Some(End::Lost(format!(
+                "what device {} sent does not follow on {position}; subscribing again",
+                self.peer
+            )))),
+            Applied::Stale(seen) => Ok(Some(End::NotLeader(Some(seen.leader)))),
+            Applied::Differs(seq) => Ok(Some(End::Stopped(format!(
+                "entry {seq} here differs from device {}'s; nothing was changed. One of the two databases was changed \
+                 from outside or restored: keep a copy and let this device join anew",
+                self.peer
+            )))),
+        }
+    }
+
+    /// Shows that the subscription stands and how far behind this device is.
+    fn show(&self, lead: Term, top: Position) {
+        let now = self.shared.library.world.now();
+        let applied = self.applied;
+        self.shared.library.status.send_modify(|status| {
+            status.link = Link::Online;
+            status.leader = Some(lead.leader);
+            status.position = applied;
+            status.term = applied.term;
+            status.behind = Some(top.seq.0.saturating_sub(applied.seq.0));
+            status.last_success = Some(now);
+            status.last_error = None;
+        });
+    }
+
+    /// Makes what was applied durable, and says so (rule D).
+    async fn confirm(&mut self) -> Result<(), Error> {
+        self.confirm_at = None;
+        if self.applied == self.confirmed {
+            return Ok(());
+        }
+        let max_seen = self
+            .shared
+            .library
+            .engine
+            .step(|driver| {
+                driver.store.sync()?;
+                Ok(store::replica(driver.store.connection())?.map_or(Term::ZERO, |r| r.max_seen))
+            })
+            .await?;
+        self.confirmed = self.applied;
+        send(self.sender.as_mut(), &Message::Confirm { max_seen, position: self.confirmed }).await
+    }
+}

@@ -1,0 +1,296 @@
+//! Serving followers: one task for each channel that a peer opened.
+//!
+//! A subscription sends entries as the log grows, never beyond what is durable here (rule D), and takes the
+//! follower's confirmations meanwhile on a task of its own, so that neither waits for the other.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use super::Shared;
+use crate::{
+    engine::Pulse,
+    entry::{Run, common_prefix},
+    error::Error,
+    id::{DeviceId, Position, Seq, Term},
+    store, term,
+    transport::{Channel, MessageReceiver, MessageSender},
+    wire::Message,
+};
+
+/// How long a peer that opened a channel may take to say what it wants.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// How often a follower hears of the leader while the log does not grow.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Channels served at once; a peer that opens one more is refused.
+const CHANNELS_MAX: usize = 64;
+/// Questions of one follower that wait to be answered; its channel is not read until there is a place.
+const ASKED_QUEUE: usize = 4;
+
+/// Takes channels until the node stops.
+pub(super) async fn accept(shared: Arc<Shared>, mut incoming: mpsc::Receiver<Channel>) {
+    let mut channels = JoinSet::new();
+    loop {
+        let channel = tokio::select! {
+            channel = incoming.recv() => channel,
+            _ = channels.join_next(), if !channels.is_empty() => continue,
+            () = shared.stopped() => None,
+        };
+        let Some(mut channel) = channel else { break };
+        if channels.len() >= CHANNELS_MAX {
+            let reason = format!("{CHANNELS_MAX} channels are being served already; try again later");
+            refuse(&shared, channel.peer, channel.sender.as_mut(), reason).await;
+            continue;
+        }
+        let shared = Arc::clone(&shared);
+        channels.spawn(async move {
+            let peer = channel.peer;
+            tokio::select! {
+                done = serve(&shared, channel) => if let Err(error) = done {
+                    tracing::warn!(library = %shared.library.id, %peer, %error, "a follower's channel ended");
+                },
+                () = shared.stopped() => {}
+            }
+            shared.set_slot(peer, None);
+        });
+    }
+    channels.shutdown().await;
+}
+
+/// Tells the peer why it is not served, and the log here.
+async fn refuse(shared: &Shared, peer: DeviceId, sender: &mut dyn MessageSender, reason: String) {
+    tracing::warn!(library = %shared.library.id, %peer, reason, "refused; nothing was changed");
+    // A peer that is gone already needs no answer.
+    let _ = sender.send(Message::Refused { reason }.encode()).await;
+}
+
+/// Where this replica stands, for deciding how to answer.
+struct Standing {
+    max_seen: Term,
+    leads: bool,
+    floor: Seq,
+    is_member: bool,
+}
+
+async fn serve(shared: &Arc<Shared>, channel: Channel) -> Result<(), Error> {
+    let Channel { peer, mut sender, mut receiver } = channel;
+    let first = match timeout(FIRST_MESSAGE, receiver.receive()).await {
+        Ok(Ok(Some(bytes))) => bytes,
+        Ok(Ok(None)) => return Ok(()),
+        Ok(Err(error)) => return Err(error.into()),
+        Err(_) => {
+            let reason = format!("nothing was asked for within {} s", FIRST_MESSAGE.as_secs());
+            refuse(shared, peer, sender.as_mut(), reason).await;
+            return Ok(());
+        }
+    };
+    let (max_seen, top, history, complete) = match Message::decode(&first) {
+        Ok(Message::Subscribe { max_seen, top, history, complete }) => (max_seen, top, history, complete),
+        Ok(_) => {
+            refuse(shared, peer, sender.as_mut(), "a channel must begin with a subscription".into()).await;
+            return Ok(());
+        }
+        Err(error) => {
+            refuse(shared, peer, sender.as_mut(), error.to_string()).await;
+            return Ok(());
+        }
+    };
+    let configured = shared.is_configured(peer);
+    let standing = shared
+        .library
+        .engine
+        .step(move |driver| {
+            let standing = driver.transaction(|tx| {
+                // Membership first: nobody unknown moves a term here.
+                if configured {
+                    term::admit(tx, &[peer])?;
+                }
+                let is_member = term::is_member(tx.conn, peer)?;
+                if is_member {
+                    term::adopt(tx, max_seen)?;
+                }
+                let replica = tx.replica()?;
+                Ok(Standing {
+                    max_seen: replica.max_seen,
+                    leads: replica.is_leader(),
+                    floor: replica.floor,
+                    is_member,
+                })
+            })?;
+            driver.publish()?;
+            Ok(standing)
+        })
+        .await?;
+    if !standing.is_member {
+        let reason = format!(
+            "device {peer} is not a member of library {}; nothing was changed. Add it as a peer at the leader first",
+            shared.library.id
+        );
+        refuse(shared, peer, sender.as_mut(), reason).await;
+        return Ok(());
+    }
+    if !standing.leads {
+        let leader = (standing.max_seen > Term::ZERO).then_some(standing.max_seen.leader);
+        let message = Message::NotLeader { max_seen: standing.max_seen, leader };
+        sender.send(message.encode()).await?;
+        return Ok(());
+    }
+    let lead = standing.max_seen;
+    let (runs, my_top) = shared.library.readers.history().await?;
+    let theirs = their_history(sender.as_mut(), receiver.as_mut(), history, complete, &runs).await?;
+    let common = common_prefix(&runs, my_top.seq, &theirs, top.seq);
+    let answer = if common < standing.floor && common < my_top.seq {
+        Some(Message::BelowFloor { lead, common, floor: standing.floor })
+    } else if common < top.seq {
+        Some(Message::Diverged { lead, common, top })
+    } else {
+        None
+    };
+    if let Some(answer) = answer {
+        tracing::warn!(library = %shared.library.id, %peer, %common, %top, "a follower's log is not a prefix of this one");
+        sender.send(answer.encode()).await?;
+        return Ok(());
+    }
+    shared.set_slot(peer, Some(top));
+    subscription(shared, peer, lead, standing.floor, common, sender, receiver).await
+}
+
+/// Asks for older runs of the follower's history until one of its terms is known here, or it has no more.
+async fn their_history(
+    sender: &mut dyn MessageSender,
+    receiver: &mut dyn MessageReceiver,
+    mut runs: Vec<Run>,
+    mut complete: bool,
+    mine: &[Run],
+) -> Result<Vec<Run>, Error> {
+    while !complete && !runs.iter().any(|run| mine.iter().any(|m| m.term == run.term)) {
+        sender.send(Message::MoreHistory.encode()).await?;
+        match receiver.receive().await?.as_deref().map(Message::decode) {
+            Some(Ok(Message::History { runs: older, complete: all })) if !older.is_empty() || all => {
+                // Only what lies before the runs at hand can tell more; none of it is kept twice.
+                runs = older;
+                complete = all;
+            }
+            _ => return Err(Error::Damaged("the follower did not send the history it was asked for".into())),
+        }
+    }
+    Ok(runs)
+}
+
+/// What the task that listens tells the one that sends.
+enum Heard {
+    Asked,
+    Over(Result<(), Error>),
+}
+
+/// Sends entries from `cursor` on, until the channel ends or this device no longer leads.
+async fn subscription(
+    shared: &Arc<Shared>,
+    peer: DeviceId,
+    lead: Term,
+    floor: Seq,
+    mut cursor: Seq,
+    mut sender: Box<dyn MessageSender>,
+    receiver: Box<dyn MessageReceiver>,
+) -> Result<(), Error> {
+    let (tell, mut heard) = mpsc::channel(ASKED_QUEUE);
+    let mut listener = JoinSet::new();
+    listener.spawn(listen(Arc::clone(shared), peer, receiver, tell));
+    let mut pulse: watch::Receiver<Pulse> = shared.library.engine.pulse();
+    let mut heartbeat = interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let now = pulse.borrow_and_update().clone();
+        let Some(top) = now.top.filter(|_| now.leads) else {
+            let message = Message::NotLeader { max_seen: lead, leader: None };
+            sender.send(message.encode()).await?;
+            return Ok(());
+        };
+        if cursor < top.seq {
+            let (message, last) = shared.library.readers.entries(lead, floor, cursor, top).await?;
+            sender.send(message).await?;
+            cursor = last;
+            heartbeat.reset();
+            while let Ok(heard) = heard.try_recv() {
+                match heard {
+                    Heard::Asked => send_top(shared, lead, top, sender.as_mut()).await?,
+                    Heard::Over(end) => return end,
+                }
+            }
+            continue;
+        }
+        tokio::select! {
+            changed = pulse.changed() => if changed.is_err() { return Ok(()) },
+            heard = heard.recv() => match heard {
+                Some(Heard::Asked) => send_top(shared, lead, top, sender.as_mut()).await?,
+                Some(Heard::Over(end)) => return end,
+                None => return Ok(()),
+            },
+            _ = heartbeat.tick() => send_top(shared, lead, top, sender.as_mut()).await?,
+        }
+    }
+}
+
+async fn send_top(shared: &Shared, lead: Term, position: Position, sender: &mut dyn MessageSender) -> Result<(), Error> {
+    Ok(sender.send(Message::Top { lead, position, clock: shared.library.world.now() }.encode()).await?)
+}
+
+/// Takes what the follower says while entries are sent to it.
+async fn listen(
+    shared: Arc<Shared>,
+    peer: DeviceId,
+    mut receiver: Box<dyn MessageReceiver>,
+    tell: mpsc::Sender<Heard>,
+) {
+    let mut noted = None;
+    let end = loop {
+        let bytes = match receiver.receive().await {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error.into()),
+        };
+        match Message::decode(&bytes) {
+            Ok(Message::Confirm { position, .. }) => {
+                shared.set_slot(peer, Some(position));
+                if noted.is_none_or(|at: tokio::time::Instant| at.elapsed() >= NOTE_EVERY) {
+                    noted = Some(tokio::time::Instant::now());
+                    note(&shared, peer, position).await;
+                }
+            }
+            Ok(Message::Ask) => {
+                if tell.send(Heard::Asked).await.is_err() {
+                    return;
+                }
+            }
+            Ok(other) => {
+                tracing::warn!(%peer, ?other, "a follower sent what only a leader may; its channel is closed");
+                break Ok(());
+            }
+            Err(error) => break Err(Error::Damaged(format!("what device {peer} sent: {error}"))),
+        }
+    };
+    let _ = tell.send(Heard::Over(end)).await;
+}
+
+/// How often a follower's position is written down, beside being kept in memory.
+const NOTE_EVERY: Duration = Duration::from_secs(60);
+
+async fn note(shared: &Shared, peer: DeviceId, position: Position) {
+    let noted = shared.library.engine.step(move |driver| {
+        driver.transaction(|tx| {
+            // A position that is not in this log would mislead whoever reads it.
+            if !term::holds(tx.conn, position)? || store::replica(tx.conn)?.is_none() {
+                return Ok(());
+            }
+            let now = tx.world.now();
+            term::note_position(tx, peer, position, now)
+        })
+    });
+    if let Err(error) = noted.await {
+        tracing::warn!(%peer, %error, "a follower's position was not written down");
+    }
+}
