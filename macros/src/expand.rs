@@ -107,22 +107,21 @@ fn options(model: &Model<'_>, krate: &TokenStream) -> TokenStream {
     let defaults = model.fields.iter().filter_map(|field| {
         let expr = &field.attrs.default.as_ref()?.value;
         let column = column(field);
-        let value = quote_spanned!(expr.span()=> #krate::__private::sea_orm::Value::from(#expr));
+        let value = quote_spanned!(expr.span()=> ::core::convert::Into::into(#expr));
         Some(quote!(options.defaults.push((#column, #value));))
     });
     let settings = [version, after, policy, deletes, priority, recorder, id, asks, local, reducers];
     let settings: Vec<_> = settings.into_iter().flatten().chain(defaults).collect();
-    (!settings.is_empty())
-        .then(|| {
-            quote! {
-                fn options() -> #of::SyncOptions {
-                    let mut options = <#of::SyncOptions as ::core::default::Default>::default();
-                    #(#settings)*
-                    options
-                }
-            }
-        })
-        .unwrap_or_default()
+    if settings.is_empty() {
+        return TokenStream::new();
+    }
+    quote! {
+        fn options() -> #of::SyncOptions {
+            let mut options = <#of::SyncOptions as ::core::default::Default>::default();
+            #(#settings)*
+            options
+        }
+    }
 }
 
 /// A list that is worked out at the first use and kept.
