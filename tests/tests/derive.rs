@@ -595,6 +595,68 @@ fn entities_without_the_derive_have_two_doors() {
     assert_eq!(by_hand.local, ["seen"]);
 }
 
+/// What `ModelDescriptor::of` says of a model that is written by hand, where no derive looked.
+#[test]
+fn a_model_by_hand_that_cannot_be_synced_is_refused_clearly() {
+    use tidelog::model::SyncOptions;
+
+    fn refused<const CASE: u8>() -> String {
+        ModelDescriptor::of::<Mistaken<CASE>>().expect_err("a mistake").to_string()
+    }
+
+    #[derive(Clone, Debug)]
+    struct Mistaken<const CASE: u8>(device::Model);
+
+    impl<const CASE: u8> ModelTrait for Mistaken<CASE> {
+        type Entity = device::Entity;
+
+        fn get(&self, column: device::Column) -> sea_orm::Value {
+            self.0.get(column)
+        }
+
+        fn get_value_type(column: device::Column) -> ArrayType {
+            device::Model::get_value_type(column)
+        }
+
+        fn try_set(&mut self, column: device::Column, value: sea_orm::Value) -> Result<(), sea_orm::DbErr> {
+            self.0.try_set(column, value)
+        }
+    }
+
+    impl<const CASE: u8> Syncable for Mistaken<CASE> {
+        const SYNC_ID: &'static str = "mistaken";
+
+        fn options() -> SyncOptions {
+            let plain = SyncOptions::default();
+            match CASE {
+                0 => SyncOptions { local: &["nmae"], ..plain },
+                1 => SyncOptions { local: &["id"], ..plain },
+                2 => SyncOptions { defaults: vec![("name", 7.into())], ..plain },
+                3 => SyncOptions { defaults: vec![("name", None::<String>.into())], ..plain },
+                _ => SyncOptions { defaults: vec![("nmae", "x".into())], ..plain },
+            }
+        }
+    }
+
+    impl<const CASE: u8> sea_orm::TryIntoModel<Mistaken<CASE>> for device::ActiveModel {
+        fn try_into_model(self) -> Result<Mistaken<CASE>, sea_orm::DbErr> {
+            Ok(Mistaken(self.try_into()?))
+        }
+    }
+
+    for (error, parts) in [
+        (refused::<0>(), ["`nmae`", "id, name"]),
+        (refused::<1>(), ["`id` is local", "Remove #[sync(local)]"]),
+        (refused::<2>(), ["`name` is stored as Integer(7), which is no String", "the field's own type"]),
+        (refused::<3>(), ["`name` is stored as Null", "the field's own type"]),
+        (refused::<4>(), ["`nmae`", "id, name"]),
+    ] {
+        for part in parts.into_iter().chain(["model `mistaken`", "nothing was changed"]) {
+            assert!(error.contains(part), "`{error}` does not say `{part}`");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_uuid_key_is_filled_at_the_insert_and_not_before() {
     let db = open().await;
@@ -630,13 +692,12 @@ async fn the_format_with_relations_saves_a_graph_with_filled_keys() {
     let db = open().await;
     create::<author::Entity>(&db).await;
     create::<book::Entity>(&db).await;
-    let author =
-        author::ActiveModelEx { name: Set("A".into()), note: Set(None), ..author::ActiveModelEx::new() };
-    let author = author.insert(&*db).await.expect("inserts");
-    assert_eq!(author.id.get_version_num(), 7);
-    let book = book::ActiveModel { title: Set("B".into()), author_id: Set(author.id), ..Default::default() };
-    let book = book.insert(&*db).await.expect("inserts");
-    assert_eq!(book.id.get_version_num(), 7);
+    let graph = author::ActiveModel::builder().set_name("A").set_note(None);
+    let graph = graph.add_book(book::ActiveModel::builder().set_title("B"));
+    let author = graph.save(&*db).await.expect("saves author and book");
+    let book = book::Entity::find().one(&*db).await.expect("reads").expect("the book");
+    assert_eq!(book.author_id, author.id.unwrap(), "the book has the key that its author got on the way");
+    assert_eq!([book.id, book.author_id].map(|id| id.get_version_num()), [7, 7]);
     book.delete(&*db).await.expect("deletes");
 }
 
