@@ -1,7 +1,7 @@
 //! `#[derive(Syncable)]`, and nothing else; its documentation stands where it is re-exported, in the crate `tidelog`.
 //!
-//! A pipeline whose stages are its files: [`attr`] reads one `#[sync(…)]`, [`ast`] the whole model, [`valid`] says
-//! what cannot be, [`expand`] writes the impls, and [`fallback`] stands in for them after a mistake. Names and types
+//! A pipeline whose stages are its files: `attr` reads one `#[sync(…)]`, `ast` the whole model, `valid` says
+//! what cannot be, `expand` writes the impls, and `fallback` stands in for them after a mistake. Names and types
 //! of columns are not worked out here: the emitted code asks SeaORM's own metadata for them.
 
 use proc_macro::TokenStream;

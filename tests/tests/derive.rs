@@ -431,8 +431,8 @@ where
     tidelog_migration::SyncMigrator::up(&*db, None).await.expect("the sync tables");
     let model = descriptor::<M>();
     let fields = serde_json::to_string(&model.field_names().collect::<Vec<_>>()).expect("names");
-    // An older shape beside it: only the current one counts.
-    for (current, fields) in [(0, "[\"id\"]"), (1, &fields)] {
+    // Older shapes beside it: only the current one counts.
+    for (current, fields) in [(0, "[\"id\"]"), (1, &fields), (0, &fields)] {
         let values: [sea_orm::Value; 5] =
             [model.id.into(), model.table.as_str().into(), fields.into(), recorder.into(), current.into()];
         db.execute_raw(Statement::from_sql_and_values(
