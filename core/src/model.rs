@@ -143,7 +143,7 @@ pub trait Syncable: ModelTrait + Sized {
         SyncOptions::default()
     }
 
-    /// Columns that are synced, in the entity's order: all but the local ones.
+    /// Columns that are synced, whatever their order: all but the local ones. What is not among them is local.
     fn sync_fields() -> Vec<&'static str> {
         let local = Self::options().local;
         <Self::Entity as EntityTrait>::Column::iter()
@@ -193,6 +193,10 @@ pub struct Reference {
     pub to: Vec<String>,
 }
 
+/// Asks [`Syncable::should_sync`] of a row given in the order of [`ModelDescriptor::fields`]. The error is a sentence:
+/// the row holds what the Rust model cannot.
+pub type AskShouldSync = fn(&ModelDescriptor, &[Value]) -> Result<bool, String>;
+
 /// Everything the engine knows of a model, without its Rust type.
 #[derive(Clone, Debug)]
 pub struct ModelDescriptor {
@@ -211,7 +215,7 @@ pub struct ModelDescriptor {
     /// What the attributes say.
     pub options: SyncOptions,
     /// Asks [`Syncable::should_sync`] of a row given in the order of `fields`.
-    pub should_sync: Option<fn(&ModelDescriptor, &[Value]) -> Result<bool, String>>,
+    pub should_sync: Option<AskShouldSync>,
 }
 
 /// A model that cannot be synced as it is declared. Found when a library is opened, before anything changes.
@@ -248,13 +252,32 @@ impl ModelDescriptor {
         let primary: Vec<&'static str> =
             <M::Entity as EntityTrait>::PrimaryKey::iter().map(|key| key.into_column().as_str()).collect();
 
-        let named =
-            options.local.iter().chain(options.id.iter()).chain(options.reducers.iter().map(|(n, _)| n));
+        let named = options
+            .local
+            .iter()
+            .chain(options.id.iter())
+            .chain(options.reducers.iter().map(|(name, _)| name))
+            .chain(options.defaults.iter().map(|(name, _)| name));
         if let Some(unknown) = named.into_iter().find(|name| !names.contains(name)) {
             return Err(error(
                 format!("its options name the column `{unknown}`, which the entity does not have"),
                 &format!("Name one of: {}", names.join(", ")),
             ));
+        }
+        for column in &columns {
+            let Some((name, default)) = options.defaults.iter().find(|(name, _)| *name == column.as_str())
+            else {
+                continue;
+            };
+            let (stored, kind) = (value::from_sea(default), M::get_value_type(*column));
+            if !is_stored_as(&stored, &kind, column.def().is_null()) {
+                return Err(error(
+                    format!(
+                        "its default of the column `{name}` is stored as {stored:?}, which is no {kind:?}"
+                    ),
+                    "Write a default of the field's own type",
+                ));
+            }
         }
         let key_names: Vec<&'static str> = match options.id {
             Some(id) => vec![id],
@@ -271,14 +294,22 @@ impl ModelDescriptor {
             return Err(error("it has no primary key".into(), "Mark one with #[sea_orm(primary_key)]"));
         }
         // With `id = …` the integer key is this device's own business.
+        let synced = M::sync_fields();
+        if let Some(unknown) = synced.iter().find(|name| !names.contains(name)) {
+            return Err(error(
+                format!("its sync_fields name the column `{unknown}`, which the entity does not have"),
+                &format!("Name one of: {}", names.join(", ")),
+            ));
+        }
         let is_local = |name: &str| {
-            options.local.contains(&name)
+            !synced.contains(&name)
+                || options.local.contains(&name)
                 || (options.id.is_some() && primary.contains(&name) && !key_names.contains(&name))
         };
         if let Some(bad) = key_names.iter().find(|name| is_local(name)) {
             return Err(error(
                 format!("its key column `{bad}` is local, so other devices could not name the record"),
-                "Remove #[sync(local)] from the key",
+                "Remove #[sync(local)] from the key, or add the key to sync_fields",
             ));
         }
 
@@ -308,7 +339,7 @@ impl ModelDescriptor {
             })
             .collect();
         let local = names.iter().filter(|n| is_local(n)).map(|n| (*n).to_owned()).collect();
-        let should_sync: Option<fn(&ModelDescriptor, &[Value]) -> Result<bool, String>> =
+        let should_sync: Option<AskShouldSync> =
             if options.asks_should_sync { Some(ask_should_sync::<M>) } else { None };
         let table = <M::Entity as Default>::default().table_name().to_owned();
         Ok(Self { id: M::SYNC_ID, table, fields, key, local, references, options, should_sync })
@@ -323,6 +354,26 @@ impl ModelDescriptor {
     /// a hyphenated UUID, the key's text, or a JSON array for a composite key.
     pub fn record_id(&self, row: &[Value]) -> String {
         value::record_id(self.key.iter().map(|&i| &row[i]))
+    }
+}
+
+/// Whether SQLite keeps a column that SeaORM reads as `kind` in the storage class of `value`.
+fn is_stored_as(value: &Value, kind: &ArrayType, nullable: bool) -> bool {
+    use ArrayType as A;
+    match kind {
+        _ if *value == Value::Null => nullable,
+        A::Bool | A::TinyInt | A::SmallInt | A::Int | A::BigInt => matches!(value, Value::Integer(_)),
+        A::TinyUnsigned | A::SmallUnsigned | A::Unsigned | A::BigUnsigned => {
+            matches!(value, Value::Integer(_))
+        }
+        A::Float | A::Double => matches!(value, Value::Real(_) | Value::Integer(_)),
+        A::String | A::Char | A::Json => matches!(value, Value::Text(_)),
+        A::ChronoDate | A::ChronoTime | A::ChronoDateTime => matches!(value, Value::Text(_)),
+        A::ChronoDateTimeUtc | A::ChronoDateTimeLocal | A::ChronoDateTimeWithTimeZone => {
+            matches!(value, Value::Text(_))
+        }
+        A::Bytes | A::Uuid => matches!(value, Value::Blob(_)),
+        _ => true,
     }
 }
 

@@ -1,0 +1,27 @@
+//! A default that is no column value, on its expression.
+
+mod location {
+    use sea_orm::entity::prelude::*;
+    use tidelog::Syncable;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel, Syncable)]
+    #[sea_orm(table_name = "location")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: Uuid,
+        pub name: String,
+        #[sync(default = [1.5, 2.5])]
+        pub size: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+}
+
+/// What the rest of an application needs of the model: no error may follow from its absence.
+fn main() {
+    use sea_orm::ActiveModelBehavior;
+    fn is_synced<M: tidelog::Syncable>() {}
+    is_synced::<location::Model>();
+    let _ = location::ActiveModel::new();
+}

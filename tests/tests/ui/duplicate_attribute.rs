@@ -1,0 +1,27 @@
+//! Two ids, over two attributes.
+
+mod location {
+    use sea_orm::entity::prelude::*;
+    use tidelog::Syncable;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel, Syncable)]
+    #[sea_orm(table_name = "location")]
+    #[sync(model = "location")]
+    #[sync(model = "place")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: Uuid,
+        pub name: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+}
+
+/// What the rest of an application needs of the model: no error may follow from its absence.
+fn main() {
+    use sea_orm::ActiveModelBehavior;
+    fn is_synced<M: tidelog::Syncable>() {}
+    is_synced::<location::Model>();
+    let _ = location::ActiveModel::new();
+}
