@@ -6,9 +6,15 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`entities`], [`migration`] | eight tables that belong together, as SeaORM entities and as a migration |
+//! | [`writes`] | the two ways in which an application writes: in bulk, or row by row |
+//! | [`walk`] | lists a directory with sizes, times, permissions and content hashes; plain `std`, no database |
+//! | [`index`] | saves what the walk found |
 //!
 //! Everything here but the derive on the entities works on any SeaORM connection: `tests/file_manager.rs`
 //! runs it on a plain one, the example on tidelog's.
 
 pub mod entities;
+pub mod index;
 pub mod migration;
+pub mod walk;
+pub mod writes;
