@@ -9,10 +9,12 @@
 //! | [`writes`] | the two ways in which an application writes: in bulk, or row by row |
 //! | [`walk`] | lists a directory with sizes, times, permissions and content hashes; plain `std`, no database |
 //! | [`index`] | saves what the walk found |
+//! | [`edit`] | what a person then does: tags, renames, notes, a moved folder, deletions |
 //!
 //! Everything here but the derive on the entities works on any SeaORM connection: `tests/file_manager.rs`
 //! runs it on a plain one, the example on tidelog's.
 
+pub mod edit;
 pub mod entities;
 pub mod index;
 pub mod migration;
