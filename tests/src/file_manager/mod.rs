@@ -10,10 +10,12 @@
 //! | [`walk`] | lists a directory with sizes, times, permissions and content hashes; plain `std`, no database |
 //! | [`index`] | saves what the walk found |
 //! | [`edit`] | what a person then does: tags, renames, notes, a moved folder, deletions |
+//! | [`digest`] | reads a closed SQLite file and says what is in it, by code that shares nothing with tidelog |
 //!
 //! Everything here but the derive on the entities works on any SeaORM connection: `tests/file_manager.rs`
 //! runs it on a plain one, the example on tidelog's.
 
+pub mod digest;
 pub mod edit;
 pub mod entities;
 pub mod index;
