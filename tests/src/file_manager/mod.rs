@@ -12,15 +12,18 @@
 //! | [`edit`] | what a person then does: tags, renames, notes, a moved folder, deletions |
 //! | [`digest`] | reads a closed SQLite file and says what is in it, by code that shares nothing with tidelog |
 //! | [`fixture`] | writes a directory with everything in it that trips up an indexer |
+//! | [`args`], [`report`] | the example's command line and its closing table |
 //!
 //! Everything here but the derive on the entities works on any SeaORM connection: `tests/file_manager.rs`
 //! runs it on a plain one, the example on tidelog's.
 
+pub mod args;
 pub mod digest;
 pub mod edit;
 pub mod entities;
 pub mod fixture;
 pub mod index;
 pub mod migration;
+pub mod report;
 pub mod walk;
 pub mod writes;
