@@ -1,6 +1,8 @@
 //! The file manager on a plain SeaORM connection: what the indexer saves and skips, what the edits do, and
 //! whether the digest sees every bit. Nothing here knows tidelog; the example runs the same code over it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     fs::{self, File},
     io,

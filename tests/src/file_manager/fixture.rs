@@ -131,7 +131,7 @@ impl Fixture {
         symlink("nowhere", folder.join("dangling"))?;
         self.symlinks += 4;
 
-        rustix::fs::mkfifoat(rustix::fs::CWD, &folder.join("pipe"), rustix::fs::Mode::RUSR)?;
+        rustix::fs::mkfifoat(rustix::fs::CWD, folder.join("pipe"), rustix::fs::Mode::RUSR)?;
         self.others += 1;
 
         let closed = folder.join("closed");
