@@ -345,3 +345,26 @@ fn a_fixture_is_not_written_over_anything() {
     assert!(error.contains("it is not empty, and was left as it is"), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
+
+#[test]
+fn what_the_entities_say_of_themselves_is_what_the_tables_are() {
+    use tidelog::model::ModelDescriptor;
+    let models = [
+        ModelDescriptor::of::<device::Model>().unwrap(),
+        ModelDescriptor::of::<volume::Model>().unwrap(),
+        ModelDescriptor::of::<location::Model>().unwrap(),
+        ModelDescriptor::of::<content_identity::Model>().unwrap(),
+        ModelDescriptor::of::<entry::Model>().unwrap(),
+        ModelDescriptor::of::<tag::Model>().unwrap(),
+        ModelDescriptor::of::<entry_tag::Model>().unwrap(),
+        ModelDescriptor::of::<user_metadata::Model>().unwrap(),
+    ];
+    for (model, (id, table, local)) in models.iter().zip(MODELS) {
+        assert_eq!((model.id, model.table.as_str()), (id, table));
+        assert_eq!(model.local, local);
+    }
+    let references = |i: usize| models[i].references.iter().map(|r| r.table.as_str()).collect::<Vec<_>>();
+    assert_eq!(references(4), ["locations", "entries", "content_identities"]);
+    assert_eq!(references(6), ["entries", "tags"]);
+    assert_eq!(models[6].key, [0, 1]);
+}

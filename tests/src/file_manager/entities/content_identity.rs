@@ -1,14 +1,16 @@
 //! What is in a file, once for all files that hold the same. Compact format.
 
 use sea_orm::entity::prelude::*;
+use tidelog::Syncable;
 use uuid::uuid;
 
 /// Namespace of the content ids. It may never change: two devices must name the same content alike.
 pub const NAMESPACE: Uuid = uuid!("6f1c7c3e-7b0c-5a5e-9b1d-2f6a4d8e9c10");
 
 /// A content that one or many files have.
-#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
 #[sea_orm(table_name = "content_identities")]
+#[sync(model = "content_identity")]
 pub struct Model {
     /// [`id_of`] the hash: two devices that find the same content offline make the same record.
     #[sea_orm(primary_key, auto_increment = false)]
@@ -22,6 +24,7 @@ pub struct Model {
     pub kind: String,
     /// Judged by the extension of the file it was first seen in.
     pub mime: Option<String>,
+    #[sync(merge = "min")]
     pub first_seen: DateTimeUtc,
 }
 
@@ -42,5 +45,3 @@ impl Related<super::entry::Entity> for Entity {
         Relation::Entry.def()
     }
 }
-
-impl ActiveModelBehavior for ActiveModel {}

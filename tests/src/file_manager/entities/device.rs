@@ -1,11 +1,13 @@
 //! A machine that holds volumes.
 
 use sea_orm::entity::prelude::*;
+use tidelog::Syncable;
 
 /// A machine that holds volumes.
 #[sea_orm::model]
-#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
 #[sea_orm(table_name = "devices")]
+#[sync(model = "device")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
@@ -19,5 +21,3 @@ pub struct Model {
     #[sea_orm(has_many)]
     pub locations: HasMany<super::location::Entity>,
 }
-
-impl ActiveModelBehavior for ActiveModel {}

@@ -1,10 +1,12 @@
 //! A file, directory or symlink. The widest and by far the longest table. Compact format.
 
 use sea_orm::entity::prelude::*;
+use tidelog::Syncable;
 
 /// One name in one directory.
-#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
 #[sea_orm(table_name = "entries")]
+#[sync(model = "entry", after = "location, content_identity", merge = "fields")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
@@ -103,5 +105,3 @@ impl Related<super::tag::Entity> for Entity {
         Some(super::entry_tag::Relation::Entry.def().rev())
     }
 }
-
-impl ActiveModelBehavior for ActiveModel {}

@@ -1,10 +1,12 @@
 //! Which entry wears which tag: the one model with a composite key. Compact format.
 
 use sea_orm::entity::prelude::*;
+use tidelog::Syncable;
 
 /// A tag on an entry.
-#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
 #[sea_orm(table_name = "entry_tags")]
+#[sync(model = "entry_tag", after = "entry, tag")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub entry_id: Uuid,
@@ -43,5 +45,3 @@ impl Related<super::tag::Entity> for Entity {
         Relation::Tag.def()
     }
 }
-
-impl ActiveModelBehavior for ActiveModel {}

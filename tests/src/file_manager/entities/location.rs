@@ -1,11 +1,13 @@
 //! A directory that the file manager watches: the root of a tree of entries.
 
 use sea_orm::entity::prelude::*;
+use tidelog::Syncable;
 
 /// A directory that is indexed, with everything below it.
 #[sea_orm::model]
-#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
 #[sea_orm(table_name = "locations")]
+#[sync(model = "location", after = "device, volume", merge = "fields")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
@@ -23,5 +25,3 @@ pub struct Model {
     #[sea_orm(belongs_to, from = "device_id", to = "id")]
     pub device: BelongsTo<super::device::Entity>,
 }
-
-impl ActiveModelBehavior for ActiveModel {}

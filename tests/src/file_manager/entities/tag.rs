@@ -1,11 +1,13 @@
 //! A label that a person sticks on entries.
 
 use sea_orm::entity::prelude::*;
+use tidelog::Syncable;
 
 /// A label with a colour.
 #[sea_orm::model]
-#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
 #[sea_orm(table_name = "tags")]
+#[sync(model = "tag")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
@@ -14,5 +16,3 @@ pub struct Model {
     /// `#rrggbb`.
     pub color: String,
 }
-
-impl ActiveModelBehavior for ActiveModel {}

@@ -2,10 +2,12 @@
 //! format.
 
 use sea_orm::entity::prelude::*;
+use tidelog::Syncable;
 
 /// A person's notes on an entry.
-#[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+#[derive(Clone, Debug, PartialEq, DeriveEntityModel, Syncable)]
 #[sea_orm(table_name = "user_metadata")]
+#[sync(model = "user_metadata", after = "entry", merge = "fields", priority = "high")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
@@ -37,5 +39,3 @@ impl Related<super::entry::Entity> for Entity {
         Relation::Entry.def()
     }
 }
-
-impl ActiveModelBehavior for ActiveModel {}
