@@ -69,12 +69,27 @@ pub fn digest(path: &Path) -> Result<Vec<TableDigest>, DigestError> {
         let path = path.to_owned();
         move |source| DigestError { path, what, source }
     };
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Connection::open_with_flags(path, flags).map_err(error("opening it".to_owned()))?;
+    let db = open(path).map_err(error("opening it".to_owned()))?;
     let table = |&(model, table, local): &(&str, &str, &[&str])| {
         digest_table(&db, model, table, local).map_err(error(format!("table `{table}`")))
     };
     MODELS.iter().map(table).collect()
+}
+
+/// Entries in the log of the database at `path`.
+///
+/// # Errors
+/// [`DigestError`] if the file or its log is not there or cannot be read.
+pub fn log_entries(path: &Path) -> Result<u64, DigestError> {
+    let error = |source| DigestError { path: path.to_owned(), what: "counting its log".to_owned(), source };
+    let db = open(path).map_err(error)?;
+    let count: i64 = db.query_row("SELECT count(*) FROM sync_log", [], |row| row.get(0)).map_err(error)?;
+    Ok(count.cast_unsigned())
+}
+
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(path, flags)
 }
 
 fn digest_table(

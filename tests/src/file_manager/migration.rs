@@ -201,6 +201,8 @@ fn indexes() -> Vec<IndexCreateStatement> {
             .unique()
             .and_where(Expr::col("raw_name").is_null())
             .take(),
+        // Not served by the partial one above: without it, each deletion reads the table to find children.
+        index("entries_parent", "entries", &["parent_id"]),
         index("entries_location", "entries", &["location_id"]),
         index("entries_content", "entries", &["content_id"]),
         index("entry_tags_tag", "entry_tags", &["tag_id"]),

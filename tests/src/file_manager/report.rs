@@ -5,7 +5,10 @@ use std::fmt::{self, Write};
 
 use serde_json::json;
 
-use super::digest::TableDigest;
+use super::{digest::TableDigest, walk::Skipped};
+
+/// How many of the paths that could not be read the text names.
+const SKIPPED_SHOWN: usize = 10;
 
 /// One device at the end of a run. The first of a report is the leader.
 #[derive(Clone, Debug)]
@@ -27,6 +30,12 @@ pub struct Report {
     pub directory: String,
     /// Who recorded changes.
     pub capture: String,
+    /// Entries after which the walk ended with more to see.
+    pub limited: Option<u64>,
+    /// How much could not be read.
+    pub skipped: u64,
+    /// The first of what could not be read.
+    pub skipped_named: Vec<Skipped>,
     /// The leader, then the followers.
     pub devices: Vec<DeviceReport>,
     /// Seconds that each phase took, in order.
@@ -81,7 +90,29 @@ impl Report {
         json!({
             "directory": self.directory, "capture": self.capture, "equal": differences.is_empty(),
             "differences": differences, "devices": devices, "seconds": seconds,
+            "limited": self.limited.is_some(), "skipped": self.skipped,
+            "skipped_named": self.skipped_named.iter().map(|s| json!({
+                "path": s.path.to_string_lossy(), "reason": s.reason,
+            })).collect::<Vec<_>>(),
         })
+    }
+
+    fn write_reading(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.directory)?;
+        if let Some(limit) = self.limited {
+            writeln!(f, "  There is more in it than the limit of {limit} entries; the rest was left out.")?;
+        }
+        if self.skipped > 0 {
+            writeln!(f, "  {} could not be read and was left out:", self.skipped)?;
+        }
+        let shown = self.skipped_named.len().min(SKIPPED_SHOWN);
+        for skipped in &self.skipped_named[..shown] {
+            writeln!(f, "    {}: {}", skipped.path.display(), skipped.reason)?;
+        }
+        match self.skipped.saturating_sub(shown as u64) {
+            0 => Ok(()),
+            more => writeln!(f, "    and {more} more"),
+        }
     }
 
     fn write_tables(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -141,6 +172,7 @@ fn difference(leader: &DeviceReport, table: &TableDigest, follower: &DeviceRepor
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_reading(f)?;
         self.write_tables(f)?;
         let mut phases = String::new();
         for (name, seconds) in &self.phases {
@@ -171,7 +203,13 @@ mod tests {
 
     fn report(devices: Vec<DeviceReport>) -> Report {
         let phases = vec![("indexing", 1.5), ("edits", 0.25)];
-        Report { directory: "/tmp".to_owned(), capture: "trigger".to_owned(), devices, phases }
+        Report {
+            directory: "/tmp".to_owned(),
+            capture: "trigger".to_owned(),
+            devices,
+            phases,
+            ..Report::default()
+        }
     }
 
     #[test]
@@ -181,6 +219,7 @@ mod tests {
         assert_eq!(
             report.to_string(),
             "\
+/tmp
 model                           leader            follower
 location                    1 07070707          1 07070707  equal
 entry                      30 abababab         30 abababab  equal
@@ -214,6 +253,24 @@ indexing 1.50 s, edits 0.25 s (recorded by trigger)
         assert_eq!(only(bare), "`b` has no table for `location`.");
         let text = report(vec![leader(), device("b", 30, 2)]).to_string();
         assert!(text.contains("  DIFFERENT\n") && text.contains("\nDIFFERENT: `entry` has 30 rows on both"));
+    }
+
+    #[test]
+    fn what_was_left_out_is_said_and_named_up_to_a_bound() {
+        let named = (0..15).map(|i| Skipped { path: format!("/closed {i}").into(), reason: "no".to_owned() });
+        let report = Report {
+            limited: Some(20_000),
+            skipped: 130,
+            skipped_named: named.collect(),
+            ..report(vec![device("leader", 30, 1)])
+        };
+        let text = report.to_string();
+        assert!(text.starts_with(
+            "/tmp\n  There is more in it than the limit of 20000 entries; the rest was left out.\n  \
+             130 could not be read and was left out:\n    /closed 0: no\n"
+        ));
+        assert!(text.contains("    /closed 9: no\n    and 120 more\nmodel"), "{text}");
+        assert_eq!(report.json()["skipped"], 130);
     }
 
     #[test]
