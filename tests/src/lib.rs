@@ -1,1 +1,3 @@
-//! placeholder
+//! What the scenarios, the example and the benches of tidelog share. Not a library for applications.
+
+pub mod file_manager;

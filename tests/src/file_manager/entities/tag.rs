@@ -1,0 +1,18 @@
+//! A label that a person sticks on entries.
+
+use sea_orm::entity::prelude::*;
+use tidelog::Syncable;
+
+/// A label with a colour.
+#[sea_orm::model]
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
+#[sea_orm(table_name = "tags")]
+#[sync(model = "tag")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: Uuid,
+    #[sea_orm(unique)]
+    pub name: String,
+    /// `#rrggbb`.
+    pub color: String,
+}
