@@ -221,7 +221,7 @@ where
             .iter()
             .map(|column| (value::from_sea(&model.get(*column)), M::get_value_type(*column)))
             .collect();
-        let record = value::record_id(key.iter().map(|(value, kind)| (value, kind)));
+        let record = value::record_id(key.iter().map(|(value, _)| value));
         let kind = if insert { NoticeKind::Inserted } else { NoticeKind::Updated };
         notice::publish(Notice { model: M::SYNC_ID, record, kind });
     }
@@ -269,7 +269,7 @@ where
             .collect();
         match key {
             Some(key) => {
-                let record = value::record_id(key.iter().map(|(value, kind)| (value, kind)));
+                let record = value::record_id(key.iter().map(|(value, _)| value));
                 notice::publish(Notice { model: M::SYNC_ID, record, kind: NoticeKind::Deleted });
             }
             // Deleted by an integer key, without the column that names the record on all devices.

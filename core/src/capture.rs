@@ -25,10 +25,6 @@ pub(crate) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-fn quote_text(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
 /// A list as JSON, the form in which the sync tables keep names.
 pub(crate) fn json_names<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> String {
     serde_json::Value::from_iter(names.into_iter().map(|n| n.as_ref().to_owned())).to_string()
@@ -50,18 +46,22 @@ pub(crate) fn install(conn: &Connection, models: &[(ModelDescriptor, Recorder)])
     check_foreign_triggers(conn, models)?;
     widen_outbox(conn, models)?;
 
+    let present: HashMap<String, String> = conn
+        .prepare(TRIGGERS)?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
     let mut wanted: HashMap<String, String> = HashMap::new();
-    conn.execute("UPDATE sync_shape SET current = 0 WHERE current <> 0", [])?;
     for (model, recorder) in models {
+        let suspect = lost_triggers(conn, model, &present)?;
         let shape = current_shape(conn, model, *recorder)?;
+        if suspect {
+            conn.execute("UPDATE sync_shape SET suspect = 1 WHERE id = ?1", [shape])?;
+        }
         if *recorder == Recorder::Trigger {
             wanted.extend(triggers(model, shape));
         }
     }
-    let present: HashMap<String, String> = conn
-        .prepare("SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'sync\\_%' ESCAPE '\\'")?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_, _>>()?;
+    retire_others(conn, models)?;
     for name in present.keys().filter(|name| wanted.get(*name) != present.get(*name)) {
         conn.execute_batch(&format!("DROP TRIGGER {}", quote(name)))?;
     }
@@ -73,9 +73,41 @@ pub(crate) fn install(conn: &Connection, models: &[(ModelDescriptor, Recorder)])
     Ok(())
 }
 
-/// Drops every capture trigger, for the time of a migration.
-pub(crate) const LIST_TRIGGERS: &str =
-    "SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'sync\\_%' ESCAPE '\\'";
+/// Name and SQL of every capture trigger.
+pub(crate) const TRIGGERS: &str =
+    "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'sync\\_%' ESCAPE '\\'";
+
+/// Notes that writes to the tables of these shapes may have gone uncaptured.
+pub(crate) const SUSPECT_ALL: &str = "UPDATE sync_shape SET suspect = 1 WHERE current = 1";
+
+/// Whether writes to the model's table may have gone uncaptured: its triggers should be there and are not, as after
+/// a table was rebuilt, or a migration is noted to have run without them.
+fn lost_triggers(
+    conn: &Connection,
+    model: &ModelDescriptor,
+    present: &HashMap<String, String>,
+) -> Result<bool, Error> {
+    let before: Option<(bool, bool)> = conn
+        .prepare_cached("SELECT recorder = 'trigger', suspect FROM sync_shape WHERE model = ?1 AND current = 1")?
+        .query_row([model.id], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let lost = || ["insert", "delete", "rekey"].iter().any(|what| !present.contains_key(&trigger_name(model, what)));
+    Ok(before.is_some_and(|(by_trigger, suspect)| suspect || (by_trigger && lost())))
+}
+
+fn trigger_name(model: &ModelDescriptor, what: &str) -> String {
+    format!("{PREFIX}{}_{what}", model.table)
+}
+
+/// Models that are no longer registered are no longer recorded.
+fn retire_others(conn: &Connection, models: &[(ModelDescriptor, Recorder)]) -> Result<(), Error> {
+    let ids = json_names(models.iter().map(|(m, _)| m.id));
+    conn.execute(
+        "UPDATE sync_shape SET current = 0 WHERE current = 1 AND model NOT IN (SELECT value FROM json_each(?1))",
+        [ids],
+    )?;
+    Ok(())
+}
 
 fn current_shape(conn: &Connection, model: &ModelDescriptor, recorder: Recorder) -> Result<i64, Error> {
     let fields = json_names(model.field_names());
@@ -92,9 +124,13 @@ fn current_shape(conn: &Connection, model: &ModelDescriptor, recorder: Recorder)
         .query_row(params![model.id, model.table, fields, key, recorder], |row| row.get(0))
         .optional()?;
     if let Some(id) = known {
-        conn.execute("UPDATE sync_shape SET current = 1 WHERE id = ?1", [id])?;
+        conn.execute(
+            "UPDATE sync_shape SET current = (id = ?1), suspect = (id = ?1 AND suspect) WHERE model = ?2",
+            params![id, model.id],
+        )?;
         return Ok(id);
     }
+    conn.execute("UPDATE sync_shape SET current = 0, suspect = 0 WHERE model = ?1", [model.id])?;
     conn.execute(
         "INSERT INTO sync_shape (model, table_name, fields, key, recorder, current) VALUES (?1, ?2, ?3, ?4, ?5, 1)",
         params![model.id, model.table, fields, key, recorder],
@@ -144,9 +180,8 @@ fn triggers(model: &ModelDescriptor, shape: i64) -> Vec<(String, String)> {
     let others: Vec<String> = fields.iter().filter(|f| !key.contains(f)).map(differs).collect();
     let of = fields.join(", ");
 
-    let name = |what: &str| format!("{PREFIX}{}_{what}", model.table);
     let trigger = |what: &str, event: String, when: String, body: String| {
-        let name = name(what);
+        let name = trigger_name(model, what);
         let sql = format!("CREATE TRIGGER {} AFTER {event} ON {table}{when} BEGIN {body} END", quote(&name));
         (name, sql)
     };
@@ -288,11 +323,6 @@ impl Shape {
             key: model.key.clone(),
         }
     }
-}
-
-/// One literal for use in SQL text that cannot carry parameters.
-pub(crate) fn literal(text: &str) -> String {
-    quote_text(text)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! tidelog.
+mod announce;
 mod apply;
 pub mod behavior;
 mod capture;
@@ -10,6 +11,7 @@ pub mod gate;
 pub mod id;
 mod library;
 mod log;
+mod migrate;
 pub mod model;
 mod node;
 pub mod notice;
@@ -17,6 +19,8 @@ mod seal;
 pub mod status;
 mod store;
 mod term;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod transport;
 pub mod value;
 mod wire;
@@ -28,7 +32,9 @@ pub use connection::{
 };
 pub use error::Error;
 pub use gate::WriteGate;
-pub use library::{Builder, Library};
+pub use library::{Builder, CHANGES_QUEUE, Library};
+pub use migrate::migrate;
+pub use status::{AppliedChange, ChangeKind, Follower, Link, Role, Status};
 pub use model::{Recorder, Syncable};
 /// Derives [`trait@Syncable`] for the `Model` of a SeaORM entity, in the compact and in the `#[sea_orm::model]` format,
 /// and with it the entity's `ActiveModelBehavior` (see [`behavior`]): SeaORM emits none, so remove the empty

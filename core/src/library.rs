@@ -337,7 +337,7 @@ fn refuse_shared_names(models: &[ModelDescriptor]) -> Result<(), Error> {
 }
 
 /// Takes the lock that keeps a database to one engine, for as long as the file handle lives.
-fn lock(path: &Path) -> Result<File, Error> {
+pub(crate) fn lock(path: &Path) -> Result<File, Error> {
     let mut name = path.as_os_str().to_owned();
     name.push("-sync");
     let file = File::options().create(true).truncate(false).write(true).open(PathBuf::from(&name));

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter, types::ValueRef};
 
 use crate::{
+    announce,
     capture::json_names,
     entry::{Body, Change, Entry, EntryKind, Group},
     error::Error,
@@ -274,7 +275,7 @@ impl<'c> Sink<'c> {
         let existed = match existed {
             Some(existed) => existed,
             None => {
-                before = last_known(tx, captured, &record)?;
+                before = announce::last_known(tx, shape, &record)?;
                 before.is_some()
             }
         };
@@ -485,33 +486,4 @@ fn pending_vector(conn: &Connection) -> Result<Vec<(Origin, OriginSeq)>, Error> 
             Ok((Origin(origin), OriginSeq(n)))
         })
         .collect()
-}
-
-/// The record's last known row, for a change that only a hook saw: from pending, else from the log.
-fn last_known(tx: &Tx<'_>, captured: &Captured, record: &str) -> Result<Option<Vec<Value>>, Error> {
-    let model = log::model_row(tx.conn, &captured.shape)?;
-    let last = |sql: &str| -> Result<Option<(i64, Option<String>)>, Error> {
-        Ok(tx
-            .conn
-            .prepare_cached(sql)?
-            .query_row(params![model, record], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?)
-    };
-    let known = match last(
-        "SELECT kind, data FROM sync_pending WHERE model = ?1 AND record = ?2 ORDER BY id DESC LIMIT 1",
-    )? {
-        Some(pending) => Some(pending),
-        None => last(
-            "SELECT kind, data FROM sync_entry WHERE model = ?1 AND record = ?2 AND kind IN (1, 2)
-             ORDER BY seq DESC LIMIT 1",
-        )?,
-    };
-    let Some((kind, Some(data))) = known else { return Ok(None) };
-    if EntryKind::from_i64(kind) != Some(EntryKind::Upsert) {
-        return Ok(None);
-    }
-    let row = crate::value::row_from_json(&data).map_err(Error::Damaged)?;
-    let named: HashMap<String, Value> = row.into_iter().collect();
-    // A field that the last row did not have yet counts as NULL before.
-    Ok(Some(captured.shape.fields.iter().map(|f| named.get(f).cloned().unwrap_or_default()).collect()))
 }

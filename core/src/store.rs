@@ -17,6 +17,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, OptionalExtension, config::DbConfig, params};
 
 use crate::{
+    announce,
     capture::{self, quote},
     entry::Shape,
     error::Error,
@@ -195,7 +196,8 @@ impl Store {
         if self.read_schema_version()? == self.schema_version {
             return Ok(());
         }
-        self.install()
+        self.install()?;
+        self.transaction(announce::announce_suspects)
     }
 
     fn read_schema_version(&self) -> Result<i64, Error> {
@@ -275,13 +277,6 @@ impl Store {
         &self.conn
     }
 
-    pub(crate) fn models(&self) -> &[Model] {
-        &self.models
-    }
-
-    pub(crate) fn world(&self) -> &dyn World {
-        &*self.world
-    }
 }
 
 /// A connection of the engine: for its steps, or read-only for serving the log.

@@ -6,11 +6,11 @@
 use rusqlite::{OptionalExtension, params};
 
 use crate::{
+    announce,
     entry::{Body, Entry, Group},
     error::Error,
     id::{DeviceId, Incarnation, LibraryId, OriginSeq, Position, Seq, Term},
     log::{self, Appender},
-    seal,
     store::{Minted, Tx, replica, top},
     world::tick,
 };
@@ -90,13 +90,16 @@ pub(crate) fn start(tx: &mut Tx<'_>, device: DeviceId) -> Result<Started, Error>
     let counter = match replica.lead {
         Some(lead) if lead == replica.max_seen && lead.leader == device => lead.incarnation.counter + 1,
         None if replica.founder && replica.max_seen == Term::ZERO => 1,
-        _ => return Ok(Started::Following),
+        _ => {
+            announce::announce_suspects(tx)?;
+            return Ok(Started::Following);
+        }
     };
     let incarnation = Incarnation { counter, nonce: tx.world.random() };
     let term = Term { number: replica.max_seen.number.max(1), leader: device, incarnation };
     open_term(tx, term)?;
     admit(tx, &[device])?;
-    seal::seal_all(tx)?;
+    announce::announce_suspects(tx)?;
     Ok(Started::Leading(term))
 }
 
@@ -156,18 +159,6 @@ pub(crate) fn is_member(conn: &rusqlite::Connection, device: DeviceId) -> Result
         .query_row([device.to_string()], |row| row.get(0))
         .optional()?;
     Ok(member.flatten().is_some())
-}
-
-/// The members that the log names.
-pub(crate) fn members(conn: &rusqlite::Connection) -> Result<Vec<DeviceId>, Error> {
-    let texts: Vec<String> = conn
-        .prepare_cached("SELECT device FROM sync_device WHERE member IS NOT NULL ORDER BY member")?
-        .query_map([], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
-    texts
-        .iter()
-        .map(|t| DeviceId::parse(t).ok_or_else(|| Error::Damaged(format!("`{t}` is no device id"))))
-        .collect()
 }
 
 /// Adopts a higher term that a message carried (rule T). A leader that hears of one stops leading.

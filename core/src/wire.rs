@@ -16,15 +16,15 @@ use crate::{
 mod columns;
 
 /// Lowest and highest version of these messages that this release speaks.
-pub const PROTOCOL_VERSIONS: (u16, u16) = (1, 1);
+pub(crate) const PROTOCOL_VERSIONS: (u16, u16) = (1, 1);
 /// Messages longer than this are packed, in bytes.
-pub const PACK_ABOVE: usize = 1024;
+pub(crate) const PACK_ABOVE: usize = 1024;
 /// Largest unpacked message, in bytes.
-pub const UNPACKED_MAX: usize = 4 << 20;
+pub(crate) const UNPACKED_MAX: usize = 4 << 20;
 /// How much longer a message may become by unpacking; one that would is sent as it is.
-pub const UNPACK_RATIO_MAX: usize = 100;
+pub(crate) const UNPACK_RATIO_MAX: usize = 100;
 /// Most runs of the leadership history in one message.
-pub const HISTORY_MAX: usize = 1024;
+pub(crate) const HISTORY_MAX: usize = 1024;
 
 /// What two nodes say to each other about one library.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -66,7 +66,8 @@ const TABLES: &[&str] = &[
     )",
     "INSERT INTO sync_ctl (id) VALUES (1)",
     // What the value columns of an outbox row mean: the synced columns of one model at one time, as JSON arrays.
-    // recorder: 'trigger' or 'hooks'. current: 1 for the shape that is recorded now.
+    // recorder: 'trigger' or 'hooks'. current: 1 for the shape that is recorded now. suspect: writes may have
+    // gone uncaptured, as while a migration ran: the table is compared with the log when the library is next opened.
     "CREATE TABLE sync_shape (
         id INTEGER PRIMARY KEY,
         model TEXT NOT NULL,
@@ -74,7 +75,8 @@ const TABLES: &[&str] = &[
         fields TEXT NOT NULL,
         key TEXT NOT NULL,
         recorder TEXT NOT NULL,
-        current INTEGER NOT NULL
+        current INTEGER NOT NULL,
+        suspect INTEGER NOT NULL DEFAULT 0
     )",
     // kind: 0 cut (all rows before it are whole transactions), 1 insert, 2 update, 3 delete, 4 force,
     // 5 saved by a hook, 6 deleted by a hook. vN: new value of field N, oN: old value; stored as they are, with no

@@ -1,0 +1,135 @@
+//! Announce: finding the changes that no recorder saw.
+//!
+//! While an application migrates its schema the capture triggers are off, and a table that is rebuilt loses them.
+//! Such a table is suspect: when its library is next opened every row is compared with what the log, or what is
+//! pending, last said of its record, on the fields that both know. What differs is put into the outbox as if it had
+//! just been written; a row that says what the log says costs no entry, so that adding a column sends nothing.
+
+use std::collections::{HashMap, HashSet};
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::{
+    capture::quote,
+    entry::EntryKind,
+    error::Error,
+    log,
+    seal::{self, Bound, read_value},
+    store::{Model, Tx},
+    value::{self, Value},
+};
+
+/// Announces what went uncaptured in suspect tables, and clears the suspicion.
+pub(crate) fn announce_suspects(tx: &mut Tx<'_>) -> Result<(), Error> {
+    let suspects: Vec<(i64, String)> = tx
+        .conn
+        .prepare("SELECT id, model FROM sync_shape WHERE suspect = 1 AND current = 1")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    if suspects.is_empty() {
+        return Ok(());
+    }
+    // What was captured before is the log's business first.
+    seal::seal_all(tx)?;
+    for (shape, id) in suspects {
+        if let Some(model) = tx.models.iter().find(|m| m.descriptor.id == id) {
+            let found = announce(tx, model, shape)?;
+            tracing::info!(model = id, found, "a table that was changed while no recorder saw it is compared");
+        }
+        tx.conn.execute("UPDATE sync_shape SET suspect = 0 WHERE id = ?1", [shape])?;
+    }
+    Ok(())
+}
+
+/// What the log or pending last said of a record: its fields, or that it is gone.
+type LastSaid = Option<HashMap<String, Value>>;
+
+fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
+    let shape_of = &model.shape;
+    let fields: Vec<String> = shape_of.fields.iter().map(|f| quote(f)).collect();
+    let places = |side: char| (0..fields.len()).map(|i| format!(", {side}{i}")).collect::<String>();
+    let record_row = |kind: u8, side: char| {
+        let values: String = (0..fields.len()).map(|i| format!(", ?{}", i + 1)).collect();
+        format!(
+            "INSERT INTO sync_outbox (shape, kind, mode, at{}) SELECT {shape}, {kind}, mode,
+             coalesce(clock, CAST(unixepoch('subsec') * 1000 AS INTEGER)){values} FROM sync_ctl",
+            places(side)
+        )
+    };
+    let put = |kind: u8, side: char, row: &[Value]| -> Result<(), Error> {
+        tx.conn
+            .prepare_cached(&record_row(kind, side))?
+            .execute(rusqlite::params_from_iter(row.iter().map(Bound)))?;
+        Ok(())
+    };
+    let model_row = log::model_row(tx.conn, shape_of)?;
+    let mut found = 0;
+    let mut seen = HashSet::new();
+    let mut select =
+        tx.conn.prepare(&format!("SELECT {} FROM {}", fields.join(", "), quote(&model.descriptor.table)))?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let row = (0..fields.len()).map(|i| Ok(read_value(row.get_ref(i)?))).collect::<Result<Vec<_>, Error>>()?;
+        let record = shape_of.record_id(&row);
+        let differs = match last_said(tx, model_row, &record)? {
+            None => Some(1),
+            Some(said) => {
+                let known = shape_of.fields.iter().zip(&row);
+                known.into_iter().any(|(f, v)| said.get(f).is_some_and(|s| s != v)).then_some(4)
+            }
+        };
+        if let Some(kind) = differs {
+            put(kind, 'v', &row)?;
+            found += 1;
+        }
+        seen.insert(record);
+    }
+    let mut select = tx.conn.prepare("SELECT DISTINCT record FROM sync_entry WHERE model = ?1")?;
+    let mut rows = select.query([model_row])?;
+    while let Some(row) = rows.next()? {
+        let record: String = row.get(0)?;
+        if !seen.contains(&record)
+            && let Some(said) = last_said(tx, model_row, &record)?
+        {
+            let row: Vec<Value> =
+                shape_of.fields.iter().map(|f| said.get(f).cloned().unwrap_or_default()).collect();
+            put(3, 'o', &row)?;
+            found += 1;
+        }
+    }
+    Ok(found)
+}
+
+fn last_said(tx: &Tx<'_>, model: i64, record: &str) -> Result<LastSaid, Error> {
+    let last = |sql: &str| -> Result<Option<(i64, Option<String>)>, Error> {
+        let row = tx.conn.prepare_cached(sql)?.query_row(params![model, record], |r| Ok((r.get(0)?, r.get(1)?)));
+        Ok(row.optional()?)
+    };
+    let pending = last(
+        "SELECT kind, data FROM sync_pending WHERE model = ?1 AND record = ?2 ORDER BY id DESC LIMIT 1",
+    )?;
+    let said = match pending {
+        Some(pending) => Some(pending),
+        None => last(
+            "SELECT kind, data FROM sync_entry WHERE model = ?1 AND record = ?2 AND kind IN (1, 2)
+             ORDER BY seq DESC LIMIT 1",
+        )?,
+    };
+    match said {
+        Some((kind, Some(data))) if EntryKind::from_i64(kind) == Some(EntryKind::Upsert) => {
+            Ok(Some(value::row_from_json(&data).map_err(Error::Damaged)?.into_iter().collect()))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The record's last known row in the fields of a shape; a field that it did not have yet counts as NULL.
+pub(crate) fn last_known(
+    tx: &Tx<'_>,
+    shape: &crate::entry::Shape,
+    record: &str,
+) -> Result<Option<Vec<Value>>, Error> {
+    let model = log::model_row(tx.conn, shape)?;
+    let said = last_said(tx, model, record)?;
+    Ok(said.map(|said| shape.fields.iter().map(|f| said.get(f).cloned().unwrap_or_default()).collect()))
+}

@@ -1,0 +1,138 @@
+//! For an application's own tests: a leader and a follower in one process, and a way to wait until they are level.
+//!
+//! ```
+//! # mod note {
+//! #     use sea_orm::entity::prelude::*;
+//! #     use tidelog::Syncable;
+//! #     #[derive(Clone, Debug, PartialEq, DeriveEntityModel, Syncable)]
+//! #     #[sea_orm(table_name = "notes")]
+//! #     pub struct Model {
+//! #         #[sea_orm(primary_key, auto_increment = false)]
+//! #         pub id: Uuid,
+//! #         pub text: String,
+//! #     }
+//! #     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+//! #     pub enum Relation {}
+//! # }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use sea_orm::{ActiveModelTrait, EntityTrait, Set};
+//!
+//! let pair = tidelog::testing::pair::<(note::Entity,)>().await?;
+//! note::ActiveModel { text: Set("hello".into()), ..Default::default() }.save(&pair.leader.db).await?;
+//! pair.level().await?;
+//! let notes = note::Entity::find().all(&pair.follower.db).await?;
+//! assert_eq!(notes[0].text, "hello");
+//! # Ok(())
+//! # }
+//! ```
+
+use std::sync::Arc;
+
+use sea_orm::{ConnectionTrait, EntityTrait, Schema, TryIntoModel};
+use tempfile::TempDir;
+
+use crate::{
+    Connection, Library, Syncable, connect,
+    id::{DeviceId, LibraryId},
+    library::Builder,
+    transport::MemoryNetwork,
+};
+
+/// The entities that a test syncs: a tuple of up to eight.
+pub trait Entities {
+    /// Registers them all.
+    fn register(builder: Builder) -> Builder;
+    /// Statements that create their tables, in the order of the tuple.
+    fn create(schema: &Schema) -> Vec<sea_orm::sea_query::TableCreateStatement>;
+}
+
+macro_rules! entities {
+    ($($entity:ident),+) => {
+        impl<$($entity),+> Entities for ($($entity,)+)
+        where
+            $($entity: EntityTrait, $entity::Model: Syncable<Entity = $entity>,
+              $entity::ActiveModel: TryIntoModel<$entity::Model>,)+
+        {
+            fn register(builder: Builder) -> Builder {
+                builder$(.model::<$entity>())+
+            }
+            fn create(schema: &Schema) -> Vec<sea_orm::sea_query::TableCreateStatement> {
+                vec![$(schema.create_table_from_entity($entity::default())),+]
+            }
+        }
+    };
+}
+
+entities!(A);
+entities!(A, B);
+entities!(A, B, C);
+entities!(A, B, C, D);
+entities!(A, B, C, D, E);
+entities!(A, B, C, D, E, F);
+entities!(A, B, C, D, E, F, G);
+entities!(A, B, C, D, E, F, G, H);
+
+/// Anything that goes wrong while a pair is set up.
+pub type SetupError = Box<dyn std::error::Error + Send + Sync>;
+
+/// One device of a [`Pair`].
+pub struct Device {
+    /// The application's connection.
+    pub db: Connection,
+    /// The started library.
+    pub library: Library,
+}
+
+/// A leader and a follower over an in-memory network, their databases in a temporary folder that goes with the pair.
+pub struct Pair {
+    /// Leads.
+    pub leader: Device,
+    /// Follows.
+    pub follower: Device,
+    /// The network both are plugged into.
+    pub network: MemoryNetwork,
+    folder: TempDir,
+}
+
+/// Sets up a pair with empty tables for `E`, both started.
+///
+/// # Errors
+/// Whatever prevents it, for the test to fail with.
+pub async fn pair<E: Entities>() -> Result<Pair, SetupError> {
+    let folder = tempfile::tempdir()?;
+    let network = MemoryNetwork::new();
+    let id = LibraryId::random();
+    let device = async |name: &str, number: u8, builder: fn(Builder, LibraryId) -> Builder| {
+        let file = folder.path().join(name);
+        let db = connect(&format!("sqlite://{}?mode=rwc", file.display())).await?;
+        let schema = Schema::new(db.get_database_backend());
+        for statement in E::create(&schema) {
+            db.execute(&statement).await?;
+        }
+        let library = builder(E::register(Library::builder(&db)), id).open().await?;
+        let transport = network.plug(DeviceId([number; 32]));
+        Ok::<_, SetupError>((Device { db, library }, Arc::new(transport)))
+    };
+    let (leader, leading) = device("leader.sqlite", 1, Builder::create).await?;
+    let (follower, following) = device("follower.sqlite", 2, Builder::join).await?;
+    leader.library.start(leading).await?;
+    follower.library.start(following).await?;
+    Ok(Pair { leader, follower, network, folder })
+}
+
+impl Pair {
+    /// Waits until what is committed on the leader now is on the follower.
+    ///
+    /// # Errors
+    /// Why it would wait for ever.
+    pub async fn level(&self) -> Result<(), crate::Error> {
+        self.leader.library.barrier().await?;
+        self.follower.library.barrier().await
+    }
+
+    /// The folder with the two databases, `leader.sqlite` and `follower.sqlite`.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+}
