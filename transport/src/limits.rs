@@ -6,6 +6,11 @@ use std::time::Duration;
 /// waits up to [`SLOT_TIMEOUT`] for one of them to end.
 pub const STREAMS_PER_CONNECTION: u32 = 8;
 
+/// What QUIC is told of it. quinn announces ended streams only once more than an eighth of the limit has
+/// ended, so up to an eighth can be unusable for ever on a connection whose other channels stay open. With
+/// as many more, [`STREAMS_PER_CONNECTION`] are always usable, and never more than these.
+pub(crate) const STREAMS_ALLOWED: u32 = STREAMS_PER_CONNECTION + STREAMS_PER_CONNECTION.div_ceil(8);
+
 /// Connections kept with one device. Both sides may dial at once, so two is the normal most; a third closes
 /// the oldest, whose channels break.
 pub const CONNECTIONS_PER_DEVICE: usize = 2;
@@ -44,7 +49,7 @@ pub const STREAM_WINDOW: u32 = 2 << 20;
 
 /// The same for a whole connection: the windows of all its streams, so that channels nobody reads cannot
 /// hold up the others. It is the most memory that one connection takes for what has not been read.
-pub const CONNECTION_WINDOW: u32 = 2 * STREAMS_PER_CONNECTION * STREAM_WINDOW;
+pub const CONNECTION_WINDOW: u32 = 2 * STREAMS_ALLOWED * STREAM_WINDOW;
 
 /// Bytes sent on a connection and not yet confirmed; senders wait beyond it.
 pub const SEND_WINDOW: u64 = 4 << 20;
@@ -55,5 +60,6 @@ pub const CONTROL_MAX: usize = 1024;
 /// Largest key file that is read, in bytes; a larger one is not a key. An Ed25519 key takes 85 at most.
 pub const KEY_FILE_MAX: u64 = 4096;
 
-// A frame that fits no window could never arrive.
+// What was said above of quinn, and: a frame that fits no window could never arrive.
+const _: () = assert!(STREAMS_ALLOWED - STREAMS_ALLOWED / 8 >= STREAMS_PER_CONNECTION);
 const _: () = assert!(STREAM_WINDOW as usize > tidelog::transport::FRAME_MAX);

@@ -36,7 +36,7 @@ use crate::{
     limits::{
         ANSWER_TIMEOUT, CLOSE_TIMEOUT, CONNECTION_WINDOW, FRAME_TIMEOUT, HANDSHAKE_TIMEOUT,
         HANDSHAKES_PENDING, IDLE_TIMEOUT, KEEP_ALIVE, SEND_WINDOW, SLOT_TIMEOUT, STREAM_WINDOW,
-        STREAMS_PER_CONNECTION,
+        STREAMS_ALLOWED,
     },
     peers::{Peer, Peers},
     preface::Versions,
@@ -277,7 +277,7 @@ pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
 fn transport_config() -> TransportConfig {
     let mut config = TransportConfig::default();
     config
-        .max_concurrent_bidi_streams(STREAMS_PER_CONNECTION.into())
+        .max_concurrent_bidi_streams(STREAMS_ALLOWED.into())
         .max_concurrent_uni_streams(0_u32.into())
         .datagram_receive_buffer_size(None)
         .stream_receive_window(STREAM_WINDOW.into())
