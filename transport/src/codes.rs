@@ -99,6 +99,12 @@ pub(crate) fn is_other_application(error: &ConnectionError) -> bool {
     closed_with(error, TransportErrorCode::crypto(120))
 }
 
+/// Whether the peer showed a certificate and did not prove that it holds the key: TLS alert 51,
+/// `decrypt_error`, given here.
+pub(crate) fn is_impostor(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::TransportError(error) if error.code == TransportErrorCode::crypto(51))
+}
+
 /// Whether the peer has as many handshakes under way as it allows.
 pub(crate) fn is_busy(error: &ConnectionError) -> bool {
     closed_with(error, TransportErrorCode::CONNECTION_REFUSED)

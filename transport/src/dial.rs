@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use crate::{
     accept::attend,
     channel::{FrameReader, Link, ReadFault, channel},
-    codes::{describe_code, describe_loss, is_access_denied, is_busy, is_other_application},
+    codes::{describe_code, describe_loss, is_access_denied, is_busy, is_impostor, is_other_application},
     frame::{Item, Kind, encode_control},
     identity::SERVER_NAME,
     limits::STREAMS_PER_CONNECTION,
@@ -248,6 +248,12 @@ fn explain_loss(
     }
     if is_other_application(error) {
         return refused(format!("what listens at {address} does not speak tidelog: correct the address"));
+    }
+    if is_impostor(error) {
+        return refused(format!(
+            "what listens at {address} shows the certificate of {peer} and does not hold its key: \
+             correct the address, and do not trust that one"
+        ));
     }
     let reason = if is_busy(error) {
         format!("{address} has too many handshakes under way")

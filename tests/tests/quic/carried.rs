@@ -1,14 +1,14 @@
 //! Messages, channels and connections when all goes well.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use tidelog::{
     id::LibraryId,
     transport::{FRAME_MAX, MESSAGE_MAX, Transport, TransportError},
 };
-use tidelog_transport::limits::CONNECTIONS_PER_DEVICE;
+use tidelog_transport::{QuicOptions, limits::CONNECTIONS_PER_DEVICE};
 
-use crate::{assert_carries, assert_says, joined, open, pair, receive, take, until};
+use crate::{assert_carries, assert_says, bind, joined, open, pair, receive, take, until};
 
 #[tokio::test]
 async fn messages_of_every_size_go_both_ways_in_order() {
@@ -50,6 +50,16 @@ async fn a_message_over_the_limit_is_not_sent_and_the_channel_lives() {
         &["5242881 bytes", "limit of 5242880", "nothing of it was handed on", "send it in parts"],
     );
     assert_eq!(ours.sender.bytes_sent(), 0);
+    assert_carries(&mut ours, &mut theirs).await;
+}
+
+#[tokio::test]
+async fn the_default_address_takes_ipv4_and_whatever_else_there_is() {
+    let (dialler, acceptor) = (bind(QuicOptions::default()).await, bind(QuicOptions::default()).await);
+    let port = acceptor.local_addr().unwrap().port();
+    dialler.add_peer(acceptor.device(), Some((Ipv4Addr::LOCALHOST, port).into()));
+    acceptor.add_peer(dialler.device(), None);
+    let (mut ours, mut theirs) = joined(&dialler, &acceptor).await;
     assert_carries(&mut ours, &mut theirs).await;
 }
 

@@ -1,10 +1,11 @@
-//! A peer that need not keep the rules: a plain quinn client with a key, and none of the transport's code.
+//! A peer that need not keep the rules: a plain quinn endpoint with a key, and none of the transport's code.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use rustls::{
     DigitallySignedStruct, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
@@ -95,21 +96,46 @@ impl Raw {
         RawChannel { connection: connection.clone(), send, receive, kept: None }
     }
 
+    /// Lets anybody connect; the address to dial.
+    pub(crate) fn serve(&self) -> SocketAddr {
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(self.shows()));
+        tls.alpn_protocols = vec![self.protocol.clone()];
+        let tls = quinn::crypto::rustls::QuicServerConfig::try_from(tls).unwrap();
+        self.endpoint.set_server_config(Some(quinn::ServerConfig::with_crypto(Arc::new(tls))));
+        let endpoint = self.endpoint.clone();
+        tokio::spawn(async move {
+            while let Some(incoming) = endpoint.accept().await {
+                drop(incoming.await);
+            }
+        });
+        self.endpoint.local_addr().unwrap()
+    }
+
+    /// Not by rustls's short ways, which check that key and certificate belong together.
+    fn shows(&self) -> Shows {
+        let key = provider().key_provider.load_private_key(self.key.clone_key()).unwrap();
+        Shows(Arc::new(CertifiedKey::new(vec![self.certificate.clone()], key)))
+    }
+
     fn config(&self) -> quinn::ClientConfig {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let key = provider.key_provider.load_private_key(self.key.clone_key()).unwrap();
-        // Not `with_client_auth_cert`, which checks that key and certificate belong together.
-        let shown = Arc::new(CertifiedKey::new(vec![self.certificate.clone()], key));
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(TrustsAnybody))
-            .with_client_cert_resolver(Arc::new(Shows(shown)));
+            .with_client_cert_resolver(Arc::new(self.shows()));
         tls.alpn_protocols = vec![self.protocol.clone()];
         let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
         quinn::ClientConfig::new(Arc::new(tls))
     }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
 }
 
 #[derive(Debug)]

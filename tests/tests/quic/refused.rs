@@ -156,18 +156,51 @@ async fn another_application_is_not_let_in() {
     log.shows(&["WARN", "a handshake failed", "nothing was changed"]).await;
 }
 
+#[tokio::test]
+async fn another_application_at_the_address_is_refused() {
+    let log = Log::capture();
+    let dialler = bind(options()).await;
+    let raw = Raw::speaking(b"h3");
+    let address = raw.serve();
+    dialler.add_peer(raw.device, Some(address));
+    let error = soon("open", dialler.open(raw.device, LibraryId::random())).await.unwrap_err();
+    assert!(matches!(error, TransportError::Refused { .. }), "{error}");
+    let no_tidelog = format!("what listens at {address} does not speak tidelog");
+    let said = [&*raw.device.to_string(), &no_tidelog, "correct the address", "nothing was changed"];
+    assert_says(&error.to_string(), &said);
+    log.shows(&["WARN", "refused by device", &no_tidelog]).await;
+}
+
 /// The certificate of a peer is public: whoever shows it must also hold its key.
 #[tokio::test]
-async fn a_stolen_certificate_opens_nothing() {
+async fn a_stolen_certificate_does_not_let_in() {
     let log = Log::capture();
     let (_, acceptor) = pair().await;
-    let (owner, thief) = (Raw::speaking(b"tidelog"), Raw::speaking(b"tidelog"));
+    let owner = Raw::new();
     acceptor.add_peer(owner.device, None);
-    let thief = thief.with_certificate_of(&owner);
-    let connection = thief.connect(&acceptor).await;
-    if let Ok(connection) = connection {
+    let thief = Raw::new().with_certificate_of(&owner);
+    if let Ok(connection) = thief.connect(&acceptor).await {
         soon("the end of the connection", connection.closed()).await;
     }
     log.shows(&["WARN", "a handshake failed", "nothing was changed"]).await;
     assert_eq!(acceptor.stats().connections, 0);
+}
+
+#[tokio::test]
+async fn a_stolen_certificate_is_not_believed_by_who_dials() {
+    let log = Log::capture();
+    let dialler = bind(options()).await;
+    let owner = Raw::new();
+    let thief = Raw::new().with_certificate_of(&owner);
+    let address = thief.serve();
+    dialler.add_peer(owner.device, Some(address));
+    let error = soon("open", dialler.open(owner.device, LibraryId::random())).await.unwrap_err();
+    assert!(matches!(error, TransportError::Refused { .. }), "{error}");
+    let shows = format!("what listens at {address} shows the certificate of {}", owner.device);
+    assert_says(
+        &error.to_string(),
+        &[&shows, "does not hold its key", "correct the address", "nothing was changed"],
+    );
+    log.shows(&["WARN", "refused by device", &shows]).await;
+    assert_eq!(dialler.stats().connections, 0);
 }
