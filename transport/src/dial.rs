@@ -37,7 +37,7 @@ pub(crate) async fn open(
     }
     if let Some(connection) = shared.connections.newest(peer) {
         match ask(shared, &connection, peer, library).await {
-            Err(AskError::Lost(error)) if !is_access_denied(&error) => {
+            Err(AskError::Lost(error)) => {
                 debug!(%peer, "dialling again: {}", describe_loss(&error));
             }
             Err(AskError::Silent) => debug!(%peer, "dialling again: the connection does not answer"),

@@ -8,7 +8,7 @@ use tidelog::{
 };
 use tidelog_transport::{QuicOptions, limits::CONNECTIONS_PER_DEVICE};
 
-use crate::{assert_carries, assert_says, bind, joined, open, pair, receive, take, until};
+use crate::{assert_carries, assert_says, bind, joined, open, pair, receive, soon, take, until};
 
 #[tokio::test]
 async fn messages_of_every_size_go_both_ways_in_order() {
@@ -101,7 +101,7 @@ async fn a_send_that_is_given_up_breaks_the_channel_and_hands_on_no_part() {
     // More than the stream takes while nobody reads.
     let sent = tokio::time::timeout(Duration::from_millis(50), ours.sender.send(vec![1; MESSAGE_MAX])).await;
     assert!(sent.is_err(), "the sender waits while the peer is slow");
-    let error = ours.sender.send(vec![]).await.unwrap_err().to_string();
+    let error = soon("an error", ours.sender.send(vec![])).await.unwrap_err().to_string();
     assert_says(&error, &[&acceptor.device().to_string(), "given up half-way", "open a new channel"]);
     drop(ours);
     let error = receive(&mut theirs).await.unwrap_err().to_string();
