@@ -60,6 +60,7 @@ pub const CONTROL_MAX: usize = 1024;
 /// Largest key file that is read, in bytes; a larger one is not a key. An Ed25519 key takes 85 at most.
 pub const KEY_FILE_MAX: u64 = 4096;
 
+const _: () = assert!(3 * KEEP_ALIVE.as_secs() <= IDLE_TIMEOUT.as_secs());
 // What was said above of quinn, and: a frame that fits no window could never arrive.
 const _: () = assert!(STREAMS_ALLOWED - STREAMS_ALLOWED / 8 >= STREAMS_PER_CONNECTION);
 const _: () = assert!(STREAM_WINDOW as usize > tidelog::transport::FRAME_MAX);

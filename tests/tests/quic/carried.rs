@@ -160,7 +160,8 @@ async fn statistics_count_what_is_on_the_wire_also_of_past_connections() {
     ours.sender.send(vec![7; 1 << 20]).await.unwrap();
     receive(&mut theirs).await.unwrap();
     let sent = dialler.stats().bytes_sent;
-    assert!((1 << 20..(1 << 20) * 3 / 2).contains(&sent), "{sent} bytes for a megabyte");
+    // On a busy machine, packets are lost and sent again.
+    assert!((1 << 20..4 << 20).contains(&sent), "{sent} bytes for a megabyte");
     assert!(acceptor.stats().bytes_received >= 1 << 20, "{:?}", acceptor.stats());
     acceptor.remove_peer(dialler.device());
     until("the connection to go", async || (dialler.stats().connections == 0).then_some(())).await;
