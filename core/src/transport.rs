@@ -72,6 +72,9 @@ impl fmt::Debug for Channel {
 pub trait MessageSender: Send {
     /// Sends one message of at most [`MESSAGE_MAX`] bytes; waits while the peer is slow.
     ///
+    /// Not cancel safe: a future that is dropped half-way may leave the channel broken, never the peer
+    /// with part of a message.
+    ///
     /// # Errors
     /// [`TransportError::TooLarge`] without sending anything, or why the channel is gone.
     async fn send(&mut self, message: Vec<u8>) -> Result<(), TransportError>;
@@ -85,6 +88,8 @@ pub trait MessageSender: Send {
 pub trait MessageReceiver: Send {
     /// The next message, or `None` when the peer ended the channel in good order.
     ///
+    /// Cancel safe: a future that is dropped loses nothing.
+    ///
     /// # Errors
     /// Why the channel broke: a damaged or oversized frame is never handed on in part.
     async fn receive(&mut self) -> Result<Option<Vec<u8>>, TransportError>;
@@ -94,11 +99,11 @@ pub trait MessageReceiver: Send {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
-    /// No address is known for the device.
-    #[error("device {0} has no configured address: add it as a peer of this transport first")]
+    /// The device is not among the configured peers.
+    #[error("device {0} is not a peer of this transport: nothing was sent; add it as a peer first")]
     UnknownPeer(DeviceId),
     /// The peer could not be reached; trying again later may help.
-    #[error("device {peer} cannot be reached: {reason}")]
+    #[error("device {peer} cannot be reached: {reason}; nothing was changed, it can be tried again later")]
     Unreachable {
         /// Whom we tried.
         peer: DeviceId,
@@ -106,15 +111,17 @@ pub enum TransportError {
         reason: String,
     },
     /// The peer answered and said no.
-    #[error("device {peer} refused: {reason}")]
+    #[error("device {peer} refused: {reason}; nothing was changed")]
     Refused {
         /// Who refused.
         peer: DeviceId,
-        /// The peer's words.
+        /// Why, and what to do about it there or here.
         reason: String,
     },
     /// The channel ended in the middle of something.
-    #[error("the channel to device {peer} broke: {reason}")]
+    #[error(
+        "the channel to device {peer} broke: {reason}; no part of a message was handed on, open a new channel"
+    )]
     Broken {
         /// The other end.
         peer: DeviceId,
@@ -122,7 +129,9 @@ pub enum TransportError {
         reason: String,
     },
     /// A message or frame above its limit; it was not sent, or not accepted.
-    #[error("a message of {size} bytes is over the limit of {limit} bytes: it was not carried")]
+    #[error(
+        "a message of {size} bytes is over the limit of {limit} bytes: nothing of it was handed on; send it in parts"
+    )]
     TooLarge {
         /// Its size in bytes.
         size: usize,
