@@ -1,0 +1,194 @@
+//! A leader and two followers: what an application writes to embed tidelog.
+//!
+//! Each device has a key, a QUIC endpoint on loopback, and a SQLite file that it opens through
+//! `tidelog::connect`. The leader creates the library and the followers join it; who may speak to whom is
+//! told by hand, as a peer list.
+
+use std::{
+    error::Error,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tidelog::{
+    Connection, Library,
+    id::{LibraryId, Seq},
+    model::Recorder,
+};
+use tidelog_tests::file_manager::{
+    args::Capture,
+    entities::{content_identity, device, entry, entry_tag, location, tag, user_metadata, volume},
+    migration::Migrator,
+};
+use tidelog_transport::{Identity, Peer, Quic, QuicOptions};
+use tokio::task::JoinHandle;
+
+use crate::bars::Bars;
+
+/// How long a follower may have no news before the example gives up on it.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+
+/// One device of the ring.
+pub(crate) struct Device {
+    name: String,
+    path: PathBuf,
+    /// What the application reads and writes through.
+    pub(crate) db: Connection,
+    library: Library,
+    quic: Arc<Quic>,
+}
+
+/// Three devices with one library.
+pub(crate) struct Ring {
+    pub(crate) leader: Device,
+    followers: Vec<Device>,
+}
+
+impl Ring {
+    /// Starts the three with empty databases in `folder`.
+    pub(crate) async fn start(folder: &Path, capture: Capture) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let id = LibraryId::random();
+        let names = ["follower 1", "follower 2"];
+        let leader_key = Identity::load_or_create(folder.join("leader.key"))?;
+        let leader_device = leader_key.device_id();
+        let mut keys = Vec::new();
+        for name in names {
+            keys.push(Identity::load_or_create(folder.join(format!("{name}.key")))?);
+        }
+
+        let follower_peers = keys.iter().map(|key| Peer { device: key.device_id(), address: None }).collect();
+        let quic = bind(leader_key, follower_peers).await?;
+        let address = quic.local_addr()?;
+        let leader = Device::open("leader", folder, quic, capture, |library| library.create(id)).await?;
+        let mut followers = Vec::new();
+        for (name, key) in names.into_iter().zip(keys) {
+            let peer = Peer { device: leader_device, address: Some(address) };
+            let quic = bind(key, vec![peer]).await?;
+            followers.push(Device::open(name, folder, quic, capture, |library| library.join(id)).await?);
+        }
+        Ok(Self { leader, followers })
+    }
+
+    /// Draws each follower's way to the leader's top until [`Watching::end`].
+    pub(crate) fn watch(&self, bars: &Bars) -> Watching {
+        let watch = |follower: &Device| {
+            let bar = bars.add(&follower.name, 0);
+            let (mut leader, mut follower) = (self.leader.library.status(), follower.library.status());
+            let drawing = bar.clone();
+            let task = tokio::spawn(async move {
+                loop {
+                    drawing.set_length(leader.borrow_and_update().position.seq.0);
+                    drawing.set_position(follower.borrow_and_update().position.seq.0);
+                    tokio::select! {
+                        changed = leader.changed() => if changed.is_err() { break },
+                        changed = follower.changed() => if changed.is_err() { break },
+                    }
+                }
+            });
+            (bar, task)
+        };
+        Watching(self.followers.iter().map(watch).collect())
+    }
+
+    /// Waits until every follower holds what the leader holds now, and says up to which entry that is.
+    pub(crate) async fn level(&self) -> Result<Seq, Box<dyn Error + Send + Sync>> {
+        self.leader.library.barrier().await?;
+        let top = self.leader.library.status().borrow().position.seq;
+        for follower in &self.followers {
+            follower.reach(top).await?;
+        }
+        Ok(top)
+    }
+
+    /// Shuts all down, followers first. Name, database and bytes sent of each device, the leader's first.
+    pub(crate) async fn shutdown(self) -> Result<Vec<(String, PathBuf, u64)>, Box<dyn Error + Send + Sync>> {
+        let mut closed = Vec::new();
+        for device in self.followers.into_iter().rev().chain([self.leader]) {
+            closed.push(device.shutdown().await?);
+        }
+        closed.reverse();
+        Ok(closed)
+    }
+}
+
+/// Bars that are being drawn.
+pub(crate) struct Watching(Vec<(indicatif::ProgressBar, JoinHandle<()>)>);
+
+impl Watching {
+    pub(crate) fn end(self) {
+        for (bar, task) in self.0 {
+            task.abort();
+            bar.finish();
+        }
+    }
+}
+
+impl Device {
+    /// Opens the database, brings its tables about, opens the library on it and starts to sync.
+    async fn open(
+        name: &str,
+        folder: &Path,
+        quic: Quic,
+        capture: Capture,
+        create_or_join: impl FnOnce(tidelog::LibraryBuilder) -> tidelog::LibraryBuilder,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let path = folder.join(format!("{}.db", name.replace(' ', "-")));
+        let db = tidelog::connect(&format!("sqlite://{}?mode=rwc", path.display())).await?;
+        tidelog::migrate::<Migrator>(&db).await?;
+        let builder = Library::builder(&db)
+            .model::<device::Entity>()
+            .model::<volume::Entity>()
+            .model::<location::Entity>()
+            .model::<content_identity::Entity>()
+            .model::<entry::Entity>()
+            .model::<tag::Entity>()
+            .model::<entry_tag::Entity>()
+            .model::<user_metadata::Entity>()
+            .capture(match capture {
+                Capture::Trigger => Recorder::Trigger,
+                Capture::Hooks => Recorder::Hooks,
+            });
+        let library = create_or_join(builder).open().await?;
+        let quic = Arc::new(quic);
+        library.start(quic.clone()).await?;
+        Ok(Self { name: name.to_owned(), path, db, library, quic })
+    }
+
+    /// Waits until this device's log reaches `top`.
+    async fn reach(&self, top: Seq) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let mut status = self.library.status();
+        loop {
+            let at = status.borrow_and_update().position.seq;
+            if at >= top {
+                return Ok(());
+            }
+            match tokio::time::timeout(STALLED_AFTER, status.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(format!("{} stopped at entry {at} of {top}", self.name).into()),
+                Err(_) => {
+                    let (seconds, status) = (STALLED_AFTER.as_secs(), status.borrow().clone());
+                    return Err(format!(
+                        "{} is at entry {at} of {top} and has had no news for {seconds} seconds: {status:?}",
+                        self.name
+                    )
+                    .into());
+                }
+            }
+        }
+    }
+
+    async fn shutdown(self) -> Result<(String, PathBuf, u64), Box<dyn Error + Send + Sync>> {
+        self.library.shutdown().await?;
+        let sent = self.quic.stats().bytes_sent;
+        self.quic.close().await;
+        self.db.close().await?;
+        Ok((self.name, self.path, sent))
+    }
+}
+
+async fn bind(key: Identity, peers: Vec<Peer>) -> Result<Quic, Box<dyn Error + Send + Sync>> {
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    Ok(Quic::bind(key, QuicOptions { listen, peers, ..QuicOptions::default() }).await?)
+}
