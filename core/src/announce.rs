@@ -34,7 +34,11 @@ pub(crate) fn announce_suspects(tx: &mut Tx<'_>) -> Result<(), Error> {
     for (shape, id) in suspects {
         if let Some(model) = tx.models.iter().find(|m| m.descriptor.id == id) {
             let found = announce(tx, model, shape)?;
-            tracing::info!(model = id, found, "a table that was changed while no recorder saw it is compared");
+            tracing::info!(
+                model = id,
+                found,
+                "a table that was changed while no recorder saw it is compared"
+            );
         }
         tx.conn.execute("UPDATE sync_shape SET suspect = 0 WHERE id = ?1", [shape])?;
     }
@@ -69,7 +73,8 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
         tx.conn.prepare(&format!("SELECT {} FROM {}", fields.join(", "), quote(&model.descriptor.table)))?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
-        let row = (0..fields.len()).map(|i| Ok(read_value(row.get_ref(i)?))).collect::<Result<Vec<_>, Error>>()?;
+        let row =
+            (0..fields.len()).map(|i| Ok(read_value(row.get_ref(i)?))).collect::<Result<Vec<_>, Error>>()?;
         let record = shape_of.record_id(&row);
         let differs = match last_said(tx, model_row, &record)? {
             None => Some(1),
@@ -102,7 +107,8 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
 
 fn last_said(tx: &Tx<'_>, model: i64, record: &str) -> Result<LastSaid, Error> {
     let last = |sql: &str| -> Result<Option<(i64, Option<String>)>, Error> {
-        let row = tx.conn.prepare_cached(sql)?.query_row(params![model, record], |r| Ok((r.get(0)?, r.get(1)?)));
+        let row =
+            tx.conn.prepare_cached(sql)?.query_row(params![model, record], |r| Ok((r.get(0)?, r.get(1)?)));
         Ok(row.optional()?)
     };
     let pending = last(

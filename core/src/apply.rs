@@ -212,7 +212,9 @@ fn write_rows(tx: &mut Tx<'_>, parts: Parts, batch: &Batch) -> Result<(), Error>
                 .map_err(|error| explain(tx, error))?;
             for ((model, _), (key, values)) in kept {
                 let sql = tx.models[model].sql.update_local.as_deref().unwrap_or_default();
-                tx.conn.prepare_cached(sql)?.execute(params_from_iter(values.iter().chain(&key).map(Bound)))?;
+                tx.conn
+                    .prepare_cached(sql)?
+                    .execute(params_from_iter(values.iter().chain(&key).map(Bound)))?;
             }
         }
         other => other?,
@@ -232,7 +234,9 @@ fn is_constraint(error: &Error) -> bool {
 /// A constraint that even the group's final images break is one that the leader's database does not have.
 fn explain(tx: &Tx<'_>, error: Error) -> Error {
     match error {
-        Error::Database { source, .. } if source.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+        Error::Database { source, .. }
+            if source.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) =>
+        {
             let (model, table) = tx
                 .models
                 .iter()
@@ -241,7 +245,9 @@ fn explain(tx: &Tx<'_>, error: Error) -> Error {
             Error::Table {
                 model: model.to_owned(),
                 table: table.to_owned(),
-                reason: format!("a row that the leader's database holds breaks a constraint of this one ({source})"),
+                reason: format!(
+                    "a row that the leader's database holds breaks a constraint of this one ({source})"
+                ),
                 remedy: "Bring both databases to the same schema, with tidelog::migrate".to_owned(),
             }
         }
@@ -321,10 +327,13 @@ fn overlaid(tx: &Tx<'_>, change: &Change) -> Result<Option<Change>, Error> {
     let mut image = None;
     while let Some(row) = rows.next()? {
         let image = image.get_or_insert_with(|| change.clone());
-        let (kind, fields, data): (i64, Option<String>, Option<String>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (kind, fields, data): (i64, Option<String>, Option<String>) =
+            (row.get(0)?, row.get(1)?, row.get(2)?);
         image.kind = EntryKind::from_i64(kind).unwrap_or(image.kind);
         let only = fields.as_deref().map(crate::capture::names_from_json).transpose()?;
-        for (name, value) in crate::value::row_from_json(data.as_deref().unwrap_or("{}")).map_err(Error::Damaged)? {
+        for (name, value) in
+            crate::value::row_from_json(data.as_deref().unwrap_or("{}")).map_err(Error::Damaged)?
+        {
             if only.as_ref().is_none_or(|only| only.contains(&name))
                 && let Some(i) = image.shape.fields.iter().position(|f| *f == name)
             {
@@ -348,18 +357,21 @@ struct Writer<'c> {
 
 impl<'c> Writer<'c> {
     fn new(tx: &Tx<'c>, shape: &Arc<Shape>) -> Result<Option<Self>, Error> {
-        let Some(index) = tx.models.iter().position(|m| m.descriptor.id == shape.model) else { return Ok(None) };
+        let Some(index) = tx.models.iter().position(|m| m.descriptor.id == shape.model) else {
+            return Ok(None);
+        };
         let model = &tx.models[index];
         let RowSql { upsert, delete, .. } = &model.sql;
         let map = (*model.shape != **shape)
             .then(|| model.shape.fields.iter().map(|f| shape.fields.iter().position(|s| s == f)).collect());
         let named = |i: &usize| shape.fields.iter().position(|f| *f == model.shape.fields[*i]);
-        let key = model.shape.key.iter().map(named).collect::<Option<Vec<_>>>().ok_or_else(|| Error::Table {
-            model: shape.model.clone(),
-            table: model.descriptor.table.clone(),
-            reason: "its rows come from a device where it has another key".to_owned(),
-            remedy: "Bring both devices to the same release of the application".to_owned(),
-        })?;
+        let key =
+            model.shape.key.iter().map(named).collect::<Option<Vec<_>>>().ok_or_else(|| Error::Table {
+                model: shape.model.clone(),
+                table: model.descriptor.table.clone(),
+                reason: "its rows come from a device where it has another key".to_owned(),
+                remedy: "Bring both devices to the same release of the application".to_owned(),
+            })?;
         let (upsert, delete) = (tx.conn.prepare_cached(upsert)?, tx.conn.prepare_cached(delete)?);
         Ok(Some(Self { index, model, upsert, delete, map, key }))
     }

@@ -88,10 +88,13 @@ fn lost_triggers(
     present: &HashMap<String, String>,
 ) -> Result<bool, Error> {
     let before: Option<(bool, bool)> = conn
-        .prepare_cached("SELECT recorder = 'trigger', suspect FROM sync_shape WHERE model = ?1 AND current = 1")?
+        .prepare_cached(
+            "SELECT recorder = 'trigger', suspect FROM sync_shape WHERE model = ?1 AND current = 1",
+        )?
         .query_row([model.id], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let lost = || ["insert", "delete", "rekey"].iter().any(|what| !present.contains_key(&trigger_name(model, what)));
+    let lost =
+        || ["insert", "delete", "rekey"].iter().any(|what| !present.contains_key(&trigger_name(model, what)));
     Ok(before.is_some_and(|(by_trigger, suspect)| suspect || (by_trigger && lost())))
 }
 
@@ -174,7 +177,8 @@ fn triggers(model: &ModelDescriptor, shape: i64) -> Vec<(String, String)> {
 
     // Values are compared as bytes: a column's own collation may call different texts equal. Where a column has no
     // affinity, 1 and 1.0 are different values that compare equal; their types tell them apart.
-    let differs = |f: &String| format!("OLD.{f} IS NOT NEW.{f} COLLATE BINARY OR typeof(OLD.{f}) <> typeof(NEW.{f})");
+    let differs =
+        |f: &String| format!("OLD.{f} IS NOT NEW.{f} COLLATE BINARY OR typeof(OLD.{f}) <> typeof(NEW.{f})");
     let key: Vec<&String> = model.key.iter().map(|&i| &fields[i]).collect();
     let key_differs = key.iter().map(|f| differs(f)).collect::<Vec<_>>().join(" OR ");
     let others: Vec<String> = fields.iter().filter(|f| !key.contains(f)).map(differs).collect();
@@ -189,7 +193,12 @@ fn triggers(model: &ModelDescriptor, shape: i64) -> Vec<(String, String)> {
         trigger("insert", "INSERT".into(), String::new(), insert.clone()),
         trigger("delete", "DELETE".into(), String::new(), delete.clone()),
         // A changed key is another record: the old one went and the new one came, in this order.
-        trigger("rekey", format!("UPDATE OF {of}"), format!(" WHEN {key_differs}"), format!("{delete} {insert}")),
+        trigger(
+            "rekey",
+            format!("UPDATE OF {of}"),
+            format!(" WHEN {key_differs}"),
+            format!("{delete} {insert}"),
+        ),
     ];
     if !others.is_empty() {
         let when = format!(" WHEN NOT ({key_differs}) AND ({})", others.join(" OR "));
@@ -211,14 +220,24 @@ fn check_table(conn: &Connection, model: &ModelDescriptor) -> Result<(), Error> 
         .query_map([&model.table], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?
         .collect::<Result<_, _>>()?;
     if columns.is_empty() {
-        return Err(bad("it does not exist".into(), "Run the application's migrations first, with tidelog::migrate"));
+        return Err(bad(
+            "it does not exist".into(),
+            "Run the application's migrations first, with tidelog::migrate",
+        ));
     }
-    if let Some(missing) = model.field_names().chain(model.local.iter().map(String::as_str)).find(|f| !columns.contains_key(*f)) {
-        return Err(bad(format!("it has no column `{missing}`"), "Run the application's migrations first, with tidelog::migrate"));
+    if let Some(missing) =
+        model.field_names().chain(model.local.iter().map(String::as_str)).find(|f| !columns.contains_key(*f))
+    {
+        return Err(bad(
+            format!("it has no column `{missing}`"),
+            "Run the application's migrations first, with tidelog::migrate",
+        ));
     }
     if let Some(local) = model.local.iter().find(|f| columns.get(*f) == Some(&(true, false))) {
         return Err(bad(
-            format!("its local column `{local}` may not be NULL and has no default, so no row could come from another device"),
+            format!(
+                "its local column `{local}` may not be NULL and has no default, so no row could come from another device"
+            ),
             "Make the column nullable or give it a default",
         ));
     }
@@ -261,11 +280,15 @@ fn unique_keys(conn: &Connection, table: &str) -> Result<Vec<Vec<String>>, Error
 /// its own, and on every other device it would fire again.
 fn check_foreign_triggers(conn: &Connection, models: &[(ModelDescriptor, Recorder)]) -> Result<(), Error> {
     for (name, table, sql) in foreign_triggers(conn)? {
-        if !models.iter().any(|(m, _)| m.table.eq_ignore_ascii_case(&table)) || sql.to_ascii_lowercase().contains("sync_ctl") {
+        if !models.iter().any(|(m, _)| m.table.eq_ignore_ascii_case(&table))
+            || sql.to_ascii_lowercase().contains("sync_ctl")
+        {
             continue;
         }
         let written = written_tables(&sql);
-        if let Some((model, _)) = models.iter().find(|(m, _)| written.iter().any(|w| m.table.eq_ignore_ascii_case(w))) {
+        if let Some((model, _)) =
+            models.iter().find(|(m, _)| written.iter().any(|w| m.table.eq_ignore_ascii_case(w)))
+        {
             return Err(Error::ForeignTrigger { trigger: name, table: model.table.clone() });
         }
     }
@@ -274,7 +297,9 @@ fn check_foreign_triggers(conn: &Connection, models: &[(ModelDescriptor, Recorde
 
 /// Whether the application has triggers of its own on any of the tables: then they must run when rows are applied.
 pub(crate) fn has_foreign_triggers(conn: &Connection, tables: &[&str]) -> Result<bool, Error> {
-    Ok(foreign_triggers(conn)?.iter().any(|(_, table, _)| tables.iter().any(|t| t.eq_ignore_ascii_case(table))))
+    Ok(foreign_triggers(conn)?
+        .iter()
+        .any(|(_, table, _)| tables.iter().any(|t| t.eq_ignore_ascii_case(table))))
 }
 
 fn foreign_triggers(conn: &Connection) -> Result<Vec<(String, String, String)>, Error> {

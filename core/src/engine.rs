@@ -110,7 +110,11 @@ impl Engine {
         let thread = thread::Builder::new()
             .name("tidelog".into())
             .spawn(move || driver.run(&inbox, &woken))
-            .map_err(|source| Error::File { what: "starting the engine's thread for", path: "tidelog".into(), source })?;
+            .map_err(|source| Error::File {
+                what: "starting the engine's thread for",
+                path: "tidelog".into(),
+                source,
+            })?;
         Ok(Self { commands, waker, pulse, thread: std::sync::Mutex::new(Some(thread)) })
     }
 
@@ -186,7 +190,9 @@ impl Driver {
             if dirty && self.seals && Instant::now() >= not_before {
                 woken.store(false, Ordering::Release);
                 (dirty, not_before) = match self.round() {
-                    Ok((more, held)) => (more, Instant::now() + if more { Duration::ZERO } else { held * REST }),
+                    Ok((more, held)) => {
+                        (more, Instant::now() + if more { Duration::ZERO } else { held * REST })
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "a seal failed and will be tried again");
                         self.pulse.send_modify(|pulse| pulse.error = Some(error.to_string()));
@@ -213,7 +219,10 @@ impl Driver {
     }
 
     /// Runs a step in a transaction, in turn with the application's writers.
-    pub(crate) fn transaction<T>(&mut self, step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn transaction<T>(
+        &mut self,
+        step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let _guard = self.gate.acquire_blocking(PATIENCE);
         self.store.transaction(step)
     }
@@ -228,7 +237,8 @@ impl Driver {
         let conn = self.store.connection();
         let leads = store::replica(conn)?.is_some_and(|r| r.is_leader());
         let top = store::top(conn)?;
-        let count = |sql: &str| -> Result<u64, Error> { Ok(conn.prepare_cached(sql)?.query_row([], |r| r.get(0))?) };
+        let count =
+            |sql: &str| -> Result<u64, Error> { Ok(conn.prepare_cached(sql)?.query_row([], |r| r.get(0))?) };
         let outbox = count("SELECT coalesce(max(id) - min(id) + 1, 0) FROM sync_outbox")?;
         let pending = count("SELECT count(*) FROM sync_pending")?;
         let quarantined = count("SELECT count(*) FROM sync_quarantine")?;
@@ -237,8 +247,16 @@ impl Driver {
             self.store.sync()?;
         }
         self.pulse.send_modify(|pulse| {
-            *pulse =
-                Pulse { top: Some(top), leads, outbox, pending, quarantined, withheld, error: None, stopped: false };
+            *pulse = Pulse {
+                top: Some(top),
+                leads,
+                outbox,
+                pending,
+                quarantined,
+                withheld,
+                error: None,
+                stopped: false,
+            };
         });
         Ok(())
     }

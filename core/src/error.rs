@@ -19,7 +19,9 @@ pub enum Error {
     Model(#[from] ModelError),
 
     /// Two models share a sync id or a table.
-    #[error("the models `{first}` and `{second}` share the {what} `{name}`; nothing was changed. Give each its own")]
+    #[error(
+        "the models `{first}` and `{second}` share the {what} `{name}`; nothing was changed. Give each its own"
+    )]
     SharedName {
         /// Sync id of one.
         first: String,
@@ -69,7 +71,9 @@ pub enum Error {
     },
 
     /// The database belongs to another library.
-    #[error("this database belongs to library {found}, not to {wanted}; nothing was changed. Open it with its own id")]
+    #[error(
+        "this database belongs to library {found}, not to {wanted}; nothing was changed. Open it with its own id"
+    )]
     OtherLibrary {
         /// What the database says.
         found: LibraryId,
@@ -78,7 +82,9 @@ pub enum Error {
     },
 
     /// `existing()` on a database that is in no library.
-    #[error("this database is in no library yet; nothing was changed. Open it with `create(id)` or `join(id)` first")]
+    #[error(
+        "this database is in no library yet; nothing was changed. Open it with `create(id)` or `join(id)` first"
+    )]
     NoLibrary,
 
     /// `create` on a library that has another history, or that was joined.
@@ -106,7 +112,9 @@ pub enum Error {
     },
 
     /// The engine's SQLite is too old to be safe.
-    #[error("SQLite {found} is linked, but tidelog needs {needed} or newer, which fixes a WAL corruption; nothing was changed. Update libsqlite3-sys")]
+    #[error(
+        "SQLite {found} is linked, but tidelog needs {needed} or newer, which fixes a WAL corruption; nothing was changed. Update libsqlite3-sys"
+    )]
     SqliteVersion {
         /// Version that is linked.
         found: String,
@@ -115,11 +123,15 @@ pub enum Error {
     },
 
     /// `start` on a library that runs already.
-    #[error("library {0} is started already; nothing was changed. Shut it down before starting it on another transport")]
+    #[error(
+        "library {0} is started already; nothing was changed. Shut it down before starting it on another transport"
+    )]
     Started(LibraryId),
 
     /// The library was shut down, or its engine stopped.
-    #[error("the library's engine has stopped ({reason}); committed writes stay captured. Open the library again")]
+    #[error(
+        "the library's engine has stopped ({reason}); committed writes stay captured. Open the library again"
+    )]
     Stopped {
         /// Why.
         reason: String,
@@ -135,7 +147,9 @@ pub enum Error {
     },
 
     /// What the sync tables hold contradicts itself.
-    #[error("the sync tables are damaged: {0}; the step was rolled back. Restore a backup, or let the device join anew")]
+    #[error(
+        "the sync tables are damaged: {0}; the step was rolled back. Restore a backup, or let the device join anew"
+    )]
     Damaged(String),
 
     /// SQLite refused, on the engine's connection.

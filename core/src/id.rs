@@ -119,7 +119,10 @@ impl Term {
         let term = Self {
             number: parts.next()?.parse().ok()?,
             leader: DeviceId::parse(parts.next()?)?,
-            incarnation: Incarnation { counter: parts.next()?.parse().ok()?, nonce: parts.next()?.parse().ok()? },
+            incarnation: Incarnation {
+                counter: parts.next()?.parse().ok()?,
+                nonce: parts.next()?.parse().ok()?,
+            },
         };
         parts.next().is_none().then_some(term)
     }

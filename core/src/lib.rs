@@ -32,10 +32,10 @@ pub use connection::{
 };
 pub use error::Error;
 pub use gate::WriteGate;
-pub use library::{Builder, CHANGES_QUEUE, Library};
+pub use library::{CHANGES_QUEUE, Library, LibraryBuilder};
 pub use migrate::migrate;
-pub use status::{AppliedChange, ChangeKind, Follower, Link, Role, Status};
 pub use model::{Recorder, Syncable};
+pub use status::{AppliedChange, ChangeKind, Follower, Link, Role, Status};
 /// Derives [`trait@Syncable`] for the `Model` of a SeaORM entity, in the compact and in the `#[sea_orm::model]` format,
 /// and with it the entity's `ActiveModelBehavior` (see [`behavior`]): SeaORM emits none, so remove the empty
 /// `impl ActiveModelBehavior for ActiveModel {}` that it has you write.

@@ -31,7 +31,7 @@ use crate::{
 pub const CHANGES_QUEUE: usize = 4096;
 
 /// Opens a library: made by [`Library::builder`].
-pub struct Builder {
+pub struct LibraryBuilder {
     db: Connection,
     models: Vec<Result<ModelDescriptor, crate::model::ModelError>>,
     recorder: Option<Recorder>,
@@ -40,7 +40,7 @@ pub struct Builder {
     world: Arc<dyn World>,
 }
 
-impl Builder {
+impl LibraryBuilder {
     /// Registers an entity whose model is [`Syncable`]. All devices of a library should register the same models;
     /// entries of models that one does not register are kept in its log.
     #[must_use]
@@ -131,8 +131,9 @@ impl Builder {
                 Ok::<_, Error>((store, id, position, replica))
             }
         };
-        let (store, id, position, replica) =
-            tokio::task::spawn_blocking(opened).await.map_err(|e| Error::Stopped { reason: e.to_string() })??;
+        let (store, id, position, replica) = tokio::task::spawn_blocking(opened)
+            .await
+            .map_err(|e| Error::Stopped { reason: e.to_string() })??;
         let engine = Engine::start(store, Arc::clone(&gate))?;
         let waker = engine.waker();
         let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || waker.wake());
@@ -204,8 +205,8 @@ impl Inner {
 
 impl Library {
     /// Begins to open a library over the application's database.
-    pub fn builder(db: &Connection) -> Builder {
-        Builder {
+    pub fn builder(db: &Connection) -> LibraryBuilder {
+        LibraryBuilder {
             db: db.clone(),
             models: Vec::new(),
             recorder: None,
@@ -329,7 +330,12 @@ fn refuse_shared_names(models: &[ModelDescriptor]) -> Result<(), Error> {
                 (first.table == second.table).then(|| ("table", first.table.clone()))
             };
             if let Some((what, name)) = shared {
-                return Err(Error::SharedName { first: first.id.into(), second: second.id.into(), what, name });
+                return Err(Error::SharedName {
+                    first: first.id.into(),
+                    second: second.id.into(),
+                    what,
+                    name,
+                });
             }
         }
     }
@@ -354,13 +360,19 @@ pub(crate) fn lock(path: &Path) -> Result<File, Error> {
 async fn make_tables(db: &Connection) -> Result<(), Error> {
     let failed = |source| Error::SeaOrm { what: "making the sync tables", source };
     let plain = db.plain();
-    let tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name IN ('sync_replica', 'sync_migrations')";
+    let tables =
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name IN ('sync_replica', 'sync_migrations')";
     let rows = plain
         .query_all_raw(Statement::from_string(plain.get_database_backend(), tables))
         .await
         .map_err(failed)?;
-    let names = rows.iter().map(|row| row.try_get_by_index::<String>(0)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
-    let by_application = names.iter().any(|n| n == "sync_replica") && !names.iter().any(|n| n == "sync_migrations");
+    let names = rows
+        .iter()
+        .map(|row| row.try_get_by_index::<String>(0))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(failed)?;
+    let by_application =
+        names.iter().any(|n| n == "sync_replica") && !names.iter().any(|n| n == "sync_migrations");
     if by_application {
         return Ok(());
     }

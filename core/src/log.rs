@@ -54,7 +54,8 @@ impl<'c> Appender<'c> {
                  (seq, kind, n, stamp, at, model, record, existed, fields, data, before, mark, actor)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
             )?,
-            earlier: conn.prepare_cached("SELECT 1 FROM sync_entry WHERE model = ?1 AND record = ?2 LIMIT 1")?,
+            earlier: conn
+                .prepare_cached("SELECT 1 FROM sync_entry WHERE model = ?1 AND record = ?2 LIMIT 1")?,
             shapes: HashMap::new(),
             last: None,
             term: (top.seq > Seq(0)).then_some(top.term),
@@ -81,11 +82,39 @@ impl<'c> Appender<'c> {
         let n = entry.n.map(|n| n.0);
         match &entry.body {
             Body::TermStart { stamp, at } => {
-                self.insert.execute(params![entry.seq.0, kind, n, *stamp, at, None::<i64>, None::<&str>, None::<i64>, None::<&str>, None::<&str>, None::<&str>, None::<&str>, None::<&str>])?;
+                self.insert.execute(params![
+                    entry.seq.0,
+                    kind,
+                    n,
+                    *stamp,
+                    at,
+                    None::<i64>,
+                    None::<&str>,
+                    None::<i64>,
+                    None::<&str>,
+                    None::<&str>,
+                    None::<&str>,
+                    None::<&str>,
+                    None::<&str>
+                ])?;
             }
             Body::Member { device, stamp, at } => {
                 let data = format!(r#"{{"device":"{device}"}}"#);
-                self.insert.execute(params![entry.seq.0, kind, n, *stamp, at, None::<i64>, None::<&str>, None::<i64>, None::<&str>, data, None::<&str>, None::<&str>, None::<&str>])?;
+                self.insert.execute(params![
+                    entry.seq.0,
+                    kind,
+                    n,
+                    *stamp,
+                    at,
+                    None::<i64>,
+                    None::<&str>,
+                    None::<i64>,
+                    None::<&str>,
+                    data,
+                    None::<&str>,
+                    None::<&str>,
+                    None::<&str>
+                ])?;
                 self.conn
                     .prepare_cached(
                         "INSERT INTO sync_device (device, member) VALUES (?1, ?2)
@@ -199,13 +228,13 @@ pub(crate) fn model_row(conn: &Connection, shape: &Shape) -> Result<i64, Error> 
         return Ok(id);
     }
     let key = json_names(shape.key.iter().map(|&i| &shape.fields[i]));
-    conn.prepare_cached("INSERT INTO sync_model (name, key) VALUES (?1, ?2)")?.execute([&shape.model, &key])?;
+    conn.prepare_cached("INSERT INTO sync_model (name, key) VALUES (?1, ?2)")?
+        .execute([&shape.model, &key])?;
     Ok(conn.last_insert_rowid())
 }
 
 /// Writes the row that the entries of a group share.
 pub(crate) fn push_group(conn: &Connection, group: &Group, origin_row: i64) -> Result<(), Error> {
-    let seen: Vec<(String, u64)> = group.seen.iter().map(|(o, n)| (o.to_string(), n.0)).collect();
     conn.prepare_cached(
         "INSERT INTO sync_group (first, last, origin, first_n, tag, base_term, base_seq, seen)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
@@ -218,14 +247,20 @@ pub(crate) fn push_group(conn: &Connection, group: &Group, origin_row: i64) -> R
         group.tag as i64,
         group.base.term.to_text(),
         group.base.seq.0,
-        serde_json::Value::from_iter(seen).to_string()
+        seen_json(&group.seen)
     ])?;
     Ok(())
 }
 
+/// What an author had seen, in the form in which the database keeps it: pairs of origin and number.
+pub(crate) fn seen_json(seen: &[(Origin, OriginSeq)]) -> String {
+    serde_json::json!(seen).to_string()
+}
+
 /// Raises an origin's number in the vector.
 pub(crate) fn raise_vector(conn: &Connection, origin_row: i64, n: OriginSeq) -> Result<(), Error> {
-    conn.prepare_cached("UPDATE sync_origin SET n = max(n, ?2) WHERE id = ?1")?.execute(params![origin_row, n.0])?;
+    conn.prepare_cached("UPDATE sync_origin SET n = max(n, ?2) WHERE id = ?1")?
+        .execute(params![origin_row, n.0])?;
     Ok(())
 }
 
@@ -254,7 +289,8 @@ fn read_run(row: &Row<'_>) -> Result<Run, Error> {
         first: Seq(row.get(0)?),
         term: Term {
             number: row.get(1)?,
-            leader: DeviceId::parse(&leader).ok_or_else(|| Error::Damaged(format!("`{leader}` is no device id")))?,
+            leader: DeviceId::parse(&leader)
+                .ok_or_else(|| Error::Damaged(format!("`{leader}` is no device id")))?,
             incarnation: Incarnation { counter: row.get(3)?, nonce: row.get::<_, i64>(4)? as u64 },
         },
     })
@@ -330,10 +366,13 @@ impl<'m> LogReader<'m> {
 
     fn read_entry(&mut self, conn: &Connection, row: &Row<'_>, seq: Seq, term: Term) -> Result<Entry, Error> {
         let kind: i64 = row.get(1)?;
-        let kind = EntryKind::from_i64(kind).ok_or_else(|| Error::Damaged(format!("entry {seq} is of kind {kind}")))?;
+        let kind = EntryKind::from_i64(kind)
+            .ok_or_else(|| Error::Damaged(format!("entry {seq} is of kind {kind}")))?;
         let (stamp, at) = (row.get::<_, u64>(3)?, row.get(4)?);
         let data = match row.get_ref(9)? {
-            ValueRef::Text(text) => std::str::from_utf8(text).map_err(|_| Error::Damaged(format!("entry {seq} is not UTF-8")))?,
+            ValueRef::Text(text) => {
+                std::str::from_utf8(text).map_err(|_| Error::Damaged(format!("entry {seq} is not UTF-8")))?
+            }
             _ => "",
         };
         let body = match kind {
@@ -372,12 +411,21 @@ impl<'m> LogReader<'m> {
         Ok(Entry { seq, term, n: row.get::<_, Option<u64>>(2)?.map(OriginSeq), body })
     }
 
-    fn read_row(&mut self, conn: &Connection, model: i64, kind: EntryKind, data: &str, seq: Seq) -> Result<(Arc<Shape>, Vec<Value>), Error> {
+    fn read_row(
+        &mut self,
+        conn: &Connection,
+        model: i64,
+        kind: EntryKind,
+        data: &str,
+        seq: Seq,
+    ) -> Result<(Arc<Shape>, Vec<Value>), Error> {
         let damaged = |why: String| Error::Damaged(format!("entry {seq}: {why}"));
         let models = self.models;
         let known = match self.shapes.entry(model) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(vacant) => vacant.insert(ModelShapes::load(conn, models, model)?),
+            std::collections::hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(ModelShapes::load(conn, models, model)?)
+            }
         };
         if let Some(shape) = known.met.last()
             && let Some(values) = read_as(shape, kind, data).map_err(damaged)?
@@ -424,10 +472,13 @@ fn read_as(shape: &Shape, kind: EntryKind, data: &str) -> Result<Option<Vec<Valu
 
 fn changed_fields(shape: &Shape, json: &[u8]) -> Result<Vec<u16>, Error> {
     let names = names_from_json(&String::from_utf8_lossy(json))?;
-    let position = |name: &String| shape.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());
+    let position =
+        |name: &String| shape.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());
     names
         .iter()
-        .map(|name| position(name).ok_or_else(|| Error::Damaged(format!("changed field `{name}` is not in its row"))))
+        .map(|name| {
+            position(name).ok_or_else(|| Error::Damaged(format!("changed field `{name}` is not in its row")))
+        })
         .collect()
 }
 
@@ -482,17 +533,31 @@ fn read_groups(conn: &Connection, which: &str, seq: Seq) -> Result<Option<Group>
     let raw: Option<Raw> = conn
         .prepare_cached(&sql)?
         .query_row([seq.0], |r| {
-            Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?, r.get(6)?, r.get(7)?, r.get(8)?))
+            Ok((
+                r.get(0)?,
+                r.get(1)?,
+                r.get(2)?,
+                r.get(3)?,
+                r.get(4)?,
+                r.get(5)?,
+                r.get(6)?,
+                r.get(7)?,
+                r.get(8)?,
+            ))
         })
         .optional()?;
-    let Some((origin, device, tag, base_term, base_seq, seen, first_n, first, last)) = raw else { return Ok(None) };
-    let seen: Vec<(Origin, u64)> = serde_json::from_str(&seen).map_err(|_| damaged("list of what was seen"))?;
+    let Some((origin, device, tag, base_term, base_seq, seen, first_n, first, last)) = raw else {
+        return Ok(None);
+    };
     Ok(Some(Group {
         origin: Origin(origin.parse().map_err(|_| damaged("origin"))?),
         device: DeviceId::parse(&device).ok_or_else(|| damaged("device"))?,
         tag: tag as u64,
-        base: Position { term: Term::from_text(&base_term).ok_or_else(|| damaged("base"))?, seq: Seq(base_seq) },
-        seen: seen.into_iter().map(|(o, n)| (o, OriginSeq(n))).collect(),
+        base: Position {
+            term: Term::from_text(&base_term).ok_or_else(|| damaged("base"))?,
+            seq: Seq(base_seq),
+        },
+        seen: serde_json::from_str(&seen).map_err(|_| damaged("list of what was seen"))?,
         first_n: OriginSeq(first_n),
         first: Seq(first),
         last: Seq(last),

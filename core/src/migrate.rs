@@ -45,7 +45,8 @@ async fn has_sync_tables(db: &DatabaseConnection) -> Result<bool, DbErr> {
 /// Drops the capture triggers and notes that their tables are suspect, all in one transaction.
 async fn drop_triggers(db: &DatabaseConnection) -> Result<Vec<(String, String)>, DbErr> {
     let txn = db.begin().await?;
-    let rows = txn.query_all_raw(Statement::from_string(txn.get_database_backend(), capture::TRIGGERS)).await?;
+    let rows =
+        txn.query_all_raw(Statement::from_string(txn.get_database_backend(), capture::TRIGGERS)).await?;
     let triggers = rows
         .iter()
         .map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?)))

@@ -17,12 +17,12 @@ use tokio::{
 };
 
 use crate::{
+    entry::Run,
     error::Error,
+    id::Seq,
     id::{DeviceId, Position, Term},
     library::Inner,
     log::{self, LogReader},
-    entry::Run,
-    id::Seq,
     status::{Follower, Link, Role},
     store::{self, Model},
     term::{self, Started},
@@ -80,8 +80,10 @@ impl Shared {
             Some(position) => slots.insert(device, position),
             None => slots.remove(&device),
         };
-        let mut followers: Vec<_> =
-            slots.iter().map(|(device, confirmed)| Follower { device: *device, confirmed: *confirmed }).collect();
+        let mut followers: Vec<_> = slots
+            .iter()
+            .map(|(device, confirmed)| Follower { device: *device, confirmed: *confirmed })
+            .collect();
         drop(slots);
         followers.sort_by_key(|f| f.device);
         self.library.status.send_modify(|status| status.followers = followers);
@@ -166,12 +168,15 @@ pub(crate) async fn ask_top(library: &Inner) -> Result<Position, Error> {
         }
     };
     let broken = async {
-        match status.wait_for(|s| matches!(s.link, Link::Stopped { .. } | Link::Idle)).await.map(|s| s.clone()) {
+        match status
+            .wait_for(|s| matches!(s.link, Link::Stopped { .. } | Link::Idle))
+            .await
+            .map(|s| s.clone())
+        {
             Ok(status) => match status.link {
-                Link::Stopped { reason } => Err(Error::LinkStopped {
-                    peer: status.leader.unwrap_or(Term::ZERO.leader),
-                    reason,
-                }),
+                Link::Stopped { reason } => {
+                    Err(Error::LinkStopped { peer: status.leader.unwrap_or(Term::ZERO.leader), reason })
+                }
                 _ => Err(stopped()),
             },
             Err(_) => Err(stopped()),
@@ -249,7 +254,13 @@ impl Readers {
     }
 
     /// The next message of entries for a follower that has everything up to `after`, and where it then stands.
-    async fn entries(&self, lead: Term, floor: Seq, after: Seq, until: Position) -> Result<(Vec<u8>, Seq), Error> {
+    async fn entries(
+        &self,
+        lead: Term,
+        floor: Seq,
+        after: Seq,
+        until: Position,
+    ) -> Result<(Vec<u8>, Seq), Error> {
         self.run(move |conn, models| {
             let batch = LogReader::new(models).read(conn, after, until.seq)?;
             let last = batch.last();

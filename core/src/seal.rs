@@ -90,7 +90,9 @@ pub(crate) fn seal_all(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
 /// Up to which row of the outbox to seal, and whether rows are left behind it; `None` if it is empty.
 fn cut(conn: &Connection) -> Result<Option<(i64, bool)>, Error> {
     let bounds = |which: &str| -> Result<Option<i64>, Error> {
-        Ok(conn.prepare_cached(&format!("SELECT {which}(id) FROM sync_outbox"))?.query_row([], |row| row.get(0))?)
+        Ok(conn
+            .prepare_cached(&format!("SELECT {which}(id) FROM sync_outbox"))?
+            .query_row([], |row| row.get(0))?)
     };
     let (Some(first), Some(last)) = (bounds("min")?, bounds("max")?) else { return Ok(None) };
     if last - first < SEAL_ROWS {
@@ -137,10 +139,9 @@ impl Fold {
             return Ok(());
         }
         let shape: i64 = row.get(1)?;
-        let captured = tx
-            .captured
-            .get(&shape)
-            .ok_or_else(|| Error::Damaged(format!("the outbox has a row of shape {shape}, which is not known")))?;
+        let captured = tx.captured.get(&shape).ok_or_else(|| {
+            Error::Damaged(format!("the outbox has a row of shape {shape}, which is not known"))
+        })?;
         let fields = captured.shape.fields.len();
         let new = |row: &Row<'_>| read_values(row, VALUES_AT, fields);
         let old = |row: &Row<'_>| read_values(row, VALUES_AT + 1, fields);
@@ -166,8 +167,10 @@ impl Fold {
         };
         let image = now.as_ref().or(before.as_ref());
         let record = image.map(|image| captured.shape.record_id(image)).unwrap_or_default();
-        self.bytes += image.map_or(0, |image| image.iter().map(Value::size).sum::<usize>() + 32 * image.len());
-        let (at, mark, actor): (i64, Option<String>, Option<String>) = (row.get(4)?, row.get(5)?, row.get(6)?);
+        self.bytes +=
+            image.map_or(0, |image| image.iter().map(Value::size).sum::<usize>() + 32 * image.len());
+        let (at, mark, actor): (i64, Option<String>, Option<String>) =
+            (row.get(4)?, row.get(5)?, row.get(6)?);
         let key = (shape, record);
         if let Some(folded) = self.index.get(&key).map(|&i| &mut self.records[i])
             && folded.mark == mark
@@ -247,10 +250,12 @@ enum Target<'c> {
 
 impl<'c> Sink<'c> {
     fn new(tx: &mut Tx<'c>, replica: &Replica) -> Result<Self, Error> {
-        let device = replica.device.ok_or_else(|| Error::Damaged("a replica without a device seals".into()))?;
+        let device =
+            replica.device.ok_or_else(|| Error::Damaged("a replica without a device seals".into()))?;
         let base = top(tx.conn)?;
         let minted = tx.origin(device)?;
-        let to = if replica.is_leader() { Target::Log(Appender::new(tx.conn, base)?) } else { Target::Pending };
+        let to =
+            if replica.is_leader() { Target::Log(Appender::new(tx.conn, base)?) } else { Target::Pending };
         let seen = pending_vector(tx.conn)?;
         let (term, tag) = (replica.max_seen, tx.world.random());
         Ok(Self { to, minted, term, base, tag, seen, clock: replica.clock, changes: 0, withheld: 0 })
@@ -346,7 +351,8 @@ impl<'c> Sink<'c> {
             return Ok(());
         }
         let ask = |row: &[Value]| {
-            ask(&model.descriptor, row).map_err(|e| Kept::Quarantined(format!("should_sync cannot read it: {e}")))
+            ask(&model.descriptor, row)
+                .map_err(|e| Kept::Quarantined(format!("should_sync cannot read it: {e}")))
         };
         let was = match &change.before {
             Some(before) => Some(ask(before)?),
@@ -385,8 +391,11 @@ impl<'c> Sink<'c> {
             .fields
             .as_ref()
             .map(|fields| json_names(fields.iter().filter_map(|f| change.shape.fields.get(usize::from(*f)))));
-        let seen: Vec<(String, u64)> = self.seen.iter().map(|(o, n)| (o.to_string(), n.0)).collect();
-        let priority = tx.models.iter().find(|m| m.descriptor.id == change.shape.model).map_or(1, |m| m.descriptor.options.priority as i64);
+        let priority = tx
+            .models
+            .iter()
+            .find(|m| m.descriptor.id == change.shape.model)
+            .map_or(1, |m| m.descriptor.options.priority as i64);
         tx.conn
             .prepare_cached(
                 "INSERT INTO sync_pending (origin, n, tag, base_term, base_seq, seen, group_last, stamp, at, kind,
@@ -399,7 +408,7 @@ impl<'c> Sink<'c> {
                 self.tag as i64,
                 self.base.term.to_text(),
                 self.base.seq.0,
-                serde_json::Value::from_iter(seen).to_string(),
+                log::seen_json(&self.seen),
                 change.stamp,
                 change.at,
                 change.kind as i64,
@@ -466,9 +475,16 @@ enum Kept {
 fn quarantine(conn: &Connection, change: &Change, reason: &str) -> Result<(), Error> {
     let size: usize = change.row.iter().map(Value::size).sum();
     let data = (size <= ROW_MAX).then(|| log::row_json(&change.shape, &change.row));
-    tracing::warn!(model = change.shape.model, record = change.record, reason, "a captured row stays on this device");
-    conn.prepare_cached("INSERT INTO sync_quarantine (model, record, at, reason, data) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![change.shape.model, change.record, change.at, reason, data])?;
+    tracing::warn!(
+        model = change.shape.model,
+        record = change.record,
+        reason,
+        "a captured row stays on this device"
+    );
+    conn.prepare_cached(
+        "INSERT INTO sync_quarantine (model, record, at, reason, data) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?
+    .execute(params![change.shape.model, change.record, change.at, reason, data])?;
     Ok(())
 }
 

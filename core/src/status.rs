@@ -1,8 +1,6 @@
 //! What a library tells the people who use it: its status, and events of what it applied.
 
-use crate::{
-    id::{DeviceId, LibraryId, Position, Term},
-};
+use crate::id::{DeviceId, LibraryId, Position, Term};
 
 /// How things stand with a library on this device. Watched: [`Library::status`](crate::Library::status).
 #[derive(Clone, Debug, PartialEq)]

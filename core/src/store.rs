@@ -65,14 +65,22 @@ impl RowSql {
         let table = quote(&model.table);
         let fields: Vec<String> = model.field_names().map(quote).collect();
         let key: Vec<&String> = model.key.iter().map(|&i| &fields[i]).collect();
-        let places = |from: usize, n: usize| (from..from + n).map(|i| format!("?{i}")).collect::<Vec<_>>().join(", ");
+        let places =
+            |from: usize, n: usize| (from..from + n).map(|i| format!("?{i}")).collect::<Vec<_>>().join(", ");
         let matches = |from: usize| {
-            key.iter().enumerate().map(|(i, k)| format!("{k} IS ?{}", i + from)).collect::<Vec<_>>().join(" AND ")
+            key.iter()
+                .enumerate()
+                .map(|(i, k)| format!("{k} IS ?{}", i + from))
+                .collect::<Vec<_>>()
+                .join(" AND ")
         };
         let set: Vec<String> =
             fields.iter().filter(|f| !key.contains(f)).map(|f| format!("{f} = excluded.{f}")).collect();
-        let on_conflict =
-            if set.is_empty() { "DO NOTHING".to_owned() } else { format!("DO UPDATE SET {}", set.join(", ")) };
+        let on_conflict = if set.is_empty() {
+            "DO NOTHING".to_owned()
+        } else {
+            format!("DO UPDATE SET {}", set.join(", "))
+        };
         let key_list = key.iter().map(|k| k.as_str()).collect::<Vec<_>>().join(", ");
         let local: Vec<String> = model.local.iter().map(|f| quote(f)).collect();
         Self {
@@ -86,7 +94,8 @@ impl RowSql {
             select_local: (!local.is_empty())
                 .then(|| format!("SELECT {} FROM {table} WHERE {}", local.join(", "), matches(1))),
             update_local: (!local.is_empty()).then(|| {
-                let set: Vec<String> = local.iter().enumerate().map(|(i, f)| format!("{f} = ?{}", i + 1)).collect();
+                let set: Vec<String> =
+                    local.iter().enumerate().map(|(i, f)| format!("{f} = ?{}", i + 1)).collect();
                 format!("UPDATE {table} SET {} WHERE {}", set.join(", "), matches(local.len() + 1))
             }),
         }
@@ -222,7 +231,9 @@ impl Store {
                 .iter()
                 .map(|k| fields.iter().position(|f| f == k))
                 .collect::<Option<Vec<_>>>()
-                .ok_or_else(|| Error::Damaged(format!("shape {id} of model `{model}` has a key that is no field")))?;
+                .ok_or_else(|| {
+                    Error::Damaged(format!("shape {id} of model `{model}` has a key that is no field"))
+                })?;
             let index = self.models.iter().position(|m| m.descriptor.id == model);
             let shape = Shape { model, fields, key };
             let shape = match index {
@@ -235,7 +246,10 @@ impl Store {
     }
 
     /// Runs a step in one IMMEDIATE transaction: all of it happens, or nothing.
-    pub(crate) fn transaction<T>(&mut self, step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn transaction<T>(
+        &mut self,
+        step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let minted = self.minted;
         self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let mut tx = Tx {
@@ -276,7 +290,6 @@ impl Store {
     pub(crate) fn connection(&self) -> &Connection {
         &self.conn
     }
-
 }
 
 /// A connection of the engine: for its steps, or read-only for serving the log.
@@ -286,12 +299,15 @@ pub(crate) fn connect(path: &Path, read_only: bool) -> Result<Connection, Error>
     }
     let access = if read_only { OpenFlags::SQLITE_OPEN_READ_ONLY } else { OpenFlags::SQLITE_OPEN_READ_WRITE };
     let opening = |source| Error::Database { what: "opening the database", source };
-    let conn = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(opening)?;
+    let conn =
+        Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(opening)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
     if !read_only {
         conn.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     }
-    conn.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY;")?;
+    conn.execute_batch(
+        "PRAGMA foreign_keys = OFF; PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY;",
+    )?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(conn)
 }

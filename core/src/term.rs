@@ -54,8 +54,11 @@ pub(crate) fn enter(tx: &mut Tx<'_>, entrance: Entrance) -> Result<LibraryId, Er
 fn refuse_unrelated_rows(tx: &Tx<'_>, library: LibraryId) -> Result<(), Error> {
     for model in tx.models {
         let table = &model.descriptor.table;
-        let rows: u64 =
-            tx.conn.query_row(&format!("SELECT count(*) FROM {}", crate::capture::quote(table)), [], |r| r.get(0))?;
+        let rows: u64 = tx.conn.query_row(
+            &format!("SELECT count(*) FROM {}", crate::capture::quote(table)),
+            [],
+            |r| r.get(0),
+        )?;
         if rows > 0 {
             return Err(Error::NotEmpty { table: table.clone(), rows, library });
         }
@@ -84,7 +87,8 @@ pub(crate) fn start(tx: &mut Tx<'_>, device: DeviceId) -> Result<Started, Error>
     tx.conn.execute("UPDATE sync_replica SET device = ?1 WHERE id = 1", [device.to_string()])?;
     if let Some(before) = before {
         // Leadership belongs to the key that was granted it (rule T).
-        tx.conn.execute("UPDATE sync_replica SET lead = NULL, granted = NULL, founder = 0 WHERE id = 1", [])?;
+        tx.conn
+            .execute("UPDATE sync_replica SET lead = NULL, granted = NULL, founder = 0 WHERE id = 1", [])?;
         return Ok(Started::Copied { before });
     }
     let counter = match replica.lead {
@@ -170,7 +174,12 @@ pub(crate) fn adopt(tx: &mut Tx<'_>, seen: Term) -> Result<(), Error> {
 }
 
 /// Notes what a member confirmed, for people and for the next start.
-pub(crate) fn note_position(tx: &mut Tx<'_>, device: DeviceId, position: Position, now: i64) -> Result<(), Error> {
+pub(crate) fn note_position(
+    tx: &mut Tx<'_>,
+    device: DeviceId,
+    position: Position,
+    now: i64,
+) -> Result<(), Error> {
     tx.conn
         .prepare_cached(
             "INSERT INTO sync_device (device, position_term, position_seq, last_contact) VALUES (?1, ?2, ?3, ?4)

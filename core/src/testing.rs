@@ -27,7 +27,7 @@
 //! # }
 //! ```
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use sea_orm::{ConnectionTrait, EntityTrait, Schema, TryIntoModel};
 use tempfile::TempDir;
@@ -35,14 +35,14 @@ use tempfile::TempDir;
 use crate::{
     Connection, Library, Syncable, connect,
     id::{DeviceId, LibraryId},
-    library::Builder,
+    library::LibraryBuilder,
     transport::MemoryNetwork,
 };
 
 /// The entities that a test syncs: a tuple of up to eight.
 pub trait Entities {
     /// Registers them all.
-    fn register(builder: Builder) -> Builder;
+    fn register(builder: LibraryBuilder) -> LibraryBuilder;
     /// Statements that create their tables, in the order of the tuple.
     fn create(schema: &Schema) -> Vec<sea_orm::sea_query::TableCreateStatement>;
 }
@@ -54,7 +54,7 @@ macro_rules! entities {
             $($entity: EntityTrait, $entity::Model: Syncable<Entity = $entity>,
               $entity::ActiveModel: TryIntoModel<$entity::Model>,)+
         {
-            fn register(builder: Builder) -> Builder {
+            fn register(builder: LibraryBuilder) -> LibraryBuilder {
                 builder$(.model::<$entity>())+
             }
             fn create(schema: &Schema) -> Vec<sea_orm::sea_query::TableCreateStatement> {
@@ -72,6 +72,9 @@ entities!(A, B, C, D, E);
 entities!(A, B, C, D, E, F);
 entities!(A, B, C, D, E, F, G);
 entities!(A, B, C, D, E, F, G, H);
+
+/// How long [`Pair::level`] waits before it fails and tells how both devices stand.
+pub const LEVEL_MAX: Duration = Duration::from_secs(60);
 
 /// Anything that goes wrong while a pair is set up.
 pub type SetupError = Box<dyn std::error::Error + Send + Sync>;
@@ -103,7 +106,7 @@ pub async fn pair<E: Entities>() -> Result<Pair, SetupError> {
     let folder = tempfile::tempdir()?;
     let network = MemoryNetwork::new();
     let id = LibraryId::random();
-    let device = async |name: &str, number: u8, builder: fn(Builder, LibraryId) -> Builder| {
+    let device = async |name: &str, number: u8, builder: fn(LibraryBuilder, LibraryId) -> LibraryBuilder| {
         let file = folder.path().join(name);
         let db = connect(&format!("sqlite://{}?mode=rwc", file.display())).await?;
         let schema = Schema::new(db.get_database_backend());
@@ -114,8 +117,8 @@ pub async fn pair<E: Entities>() -> Result<Pair, SetupError> {
         let transport = network.plug(DeviceId([number; 32]));
         Ok::<_, SetupError>((Device { db, library }, Arc::new(transport)))
     };
-    let (leader, leading) = device("leader.sqlite", 1, Builder::create).await?;
-    let (follower, following) = device("follower.sqlite", 2, Builder::join).await?;
+    let (leader, leading) = device("leader.sqlite", 1, LibraryBuilder::create).await?;
+    let (follower, following) = device("follower.sqlite", 2, LibraryBuilder::join).await?;
     leader.library.start(leading).await?;
     follower.library.start(following).await?;
     Ok(Pair { leader, follower, network, folder })
@@ -126,9 +129,21 @@ impl Pair {
     ///
     /// # Errors
     /// Why it would wait for ever.
-    pub async fn level(&self) -> Result<(), crate::Error> {
-        self.leader.library.barrier().await?;
-        self.follower.library.barrier().await
+    pub async fn level(&self) -> Result<(), SetupError> {
+        let level = async {
+            self.leader.library.barrier().await?;
+            self.follower.library.barrier().await
+        };
+        match tokio::time::timeout(LEVEL_MAX, level).await {
+            Ok(level) => Ok(level?),
+            Err(_) => Err(format!(
+                "the pair is not level after {} s; leader: {:?}; follower: {:?}",
+                LEVEL_MAX.as_secs(),
+                *self.leader.library.status().borrow(),
+                *self.follower.library.status().borrow()
+            )
+            .into()),
+        }
     }
 
     /// The folder with the two databases, `leader.sqlite` and `follower.sqlite`.

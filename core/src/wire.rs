@@ -101,10 +101,13 @@ impl Message {
         match *form {
             PLAIN => Self::read(body),
             PACKED => {
-                let (length, packed) = body.split_first_chunk::<4>().ok_or_else(|| bad("it ends in its header"))?;
+                let (length, packed) =
+                    body.split_first_chunk::<4>().ok_or_else(|| bad("it ends in its header"))?;
                 let length = u32::from_be_bytes(*length) as usize;
                 if length > UNPACKED_MAX {
-                    return Err(Unreadable(format!("{length} bytes unpacked are over the limit of {UNPACKED_MAX}")));
+                    return Err(Unreadable(format!(
+                        "{length} bytes unpacked are over the limit of {UNPACKED_MAX}"
+                    )));
                 }
                 if length > packed.len().saturating_mul(UNPACK_RATIO_MAX) {
                     return Err(Unreadable(format!(
@@ -112,7 +115,8 @@ impl Message {
                         packed.len()
                     )));
                 }
-                let raw = zstd::bulk::decompress(packed, length).map_err(|e| Unreadable(format!("zstd: {e}")))?;
+                let raw =
+                    zstd::bulk::decompress(packed, length).map_err(|e| Unreadable(format!("zstd: {e}")))?;
                 if raw.len() != length {
                     return Err(bad("it unpacks to another length than it says"));
                 }

@@ -9,7 +9,10 @@ use tidelog_tests::file_manager::entities::tag;
 async fn a_model_saved_on_the_leader_appears_on_the_follower() {
     let pair = pair::<(tag::Entity,)>().await.unwrap();
     for name in ["red", "green", "blue"] {
-        tag::ActiveModel { name: Set(name.into()), color: Set("#fff".into()), ..Default::default() }.save(&pair.leader.db).await.unwrap();
+        tag::ActiveModel { name: Set(name.into()), color: Set("#fff".into()), ..Default::default() }
+            .save(&pair.leader.db)
+            .await
+            .unwrap();
     }
     pair.level().await.unwrap();
     let there = tag::Entity::find().all(&pair.leader.db).await.unwrap();

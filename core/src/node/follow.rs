@@ -19,9 +19,9 @@ use crate::{
     entry::{Batch, EntryKind, Run},
     error::Error,
     id::{DeviceId, Position, Term},
-    log, store,
+    log,
     status::{AppliedChange, ChangeKind, Link},
-    term,
+    store, term,
     transport::{Channel, MessageReceiver, MessageSender, TransportError},
     wire::{HISTORY_MAX, Message},
 };
@@ -150,7 +150,10 @@ async fn candidates(shared: &Arc<Shared>, hint: Option<DeviceId>) -> Vec<DeviceI
 async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions) -> Result<End, Error> {
     let opened = match timeout(OPEN_MAX, shared.transport.open(peer, shared.library.id)).await {
         Ok(opened) => opened,
-        Err(_) => Err(TransportError::Unreachable { peer, reason: format!("no answer within {} s", OPEN_MAX.as_secs()) }),
+        Err(_) => Err(TransportError::Unreachable {
+            peer,
+            reason: format!("no answer within {} s", OPEN_MAX.as_secs()),
+        }),
     };
     let Channel { mut sender, receiver, .. } = match opened {
         Ok(channel) => channel,
@@ -177,7 +180,8 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
     let (unpacked, mut inbox) = mpsc::channel(AHEAD);
     let mut tasks = JoinSet::new();
     tasks.spawn(unpack(receiver, unpacked));
-    let mut session = Session { shared, peer, sender, asked: Vec::new(), confirmed: top, applied: top, confirm_at: None };
+    let mut session =
+        Session { shared, peer, sender, asked: Vec::new(), confirmed: top, applied: top, confirm_at: None };
     loop {
         let confirm_at = session.confirm_at.unwrap_or_else(|| Instant::now() + SILENCE_MAX);
         tokio::select! {
@@ -212,10 +216,15 @@ async fn send(sender: &mut dyn MessageSender, message: &Message) -> Result<(), E
 }
 
 /// Reads the channel and unpacks what comes, a little ahead of the session.
-async fn unpack(mut receiver: Box<dyn MessageReceiver>, to: mpsc::Sender<Result<(Message, Vec<u8>), String>>) {
+async fn unpack(
+    mut receiver: Box<dyn MessageReceiver>,
+    to: mpsc::Sender<Result<(Message, Vec<u8>), String>>,
+) {
     loop {
         let next = match receiver.receive().await {
-            Ok(Some(bytes)) => Message::decode(&bytes).map(|message| (message, bytes)).map_err(|e| e.to_string()),
+            Ok(Some(bytes)) => {
+                Message::decode(&bytes).map(|message| (message, bytes)).map_err(|e| e.to_string())
+            }
             Ok(None) => return,
             Err(error) => Err(error.to_string()),
         };
@@ -238,7 +247,12 @@ struct Session<'s> {
 }
 
 impl Session<'_> {
-    async fn take(&mut self, message: Message, bytes: Vec<u8>, runs: &mut Vec<Run>) -> Result<Option<End>, Error> {
+    async fn take(
+        &mut self,
+        message: Message,
+        bytes: Vec<u8>,
+        runs: &mut Vec<Run>,
+    ) -> Result<Option<End>, Error> {
         match message {
             Message::Entries { lead, top, batch, .. } => {
                 let batch = match batch.into_batch() {
@@ -306,7 +320,13 @@ impl Session<'_> {
         Ok((seen > lead).then(|| End::NotLeader(Some(seen.leader))))
     }
 
-    async fn apply(&mut self, lead: Term, top: Position, batch: Batch, bytes: Vec<u8>) -> Result<Option<End>, Error> {
+    async fn apply(
+        &mut self,
+        lead: Term,
+        top: Position,
+        batch: Batch,
+        bytes: Vec<u8>,
+    ) -> Result<Option<End>, Error> {
         let changes = self.shared.library.changes.clone();
         let applied = self
             .shared
@@ -315,8 +335,9 @@ impl Session<'_> {
             .step(move |driver| {
                 let mut touched = Touched::new();
                 let watched = changes.receiver_count() > 0;
-                let applied = driver
-                    .transaction(|tx| apply::apply(tx, lead, batch, &bytes, watched.then_some(&mut touched)))?;
+                let applied = driver.transaction(|tx| {
+                    apply::apply(tx, lead, batch, &bytes, watched.then_some(&mut touched))
+                })?;
                 for (shape, record, kind) in touched {
                     let kind = match kind {
                         EntryKind::Upsert => ChangeKind::Upsert,

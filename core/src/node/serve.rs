@@ -52,6 +52,7 @@ pub(super) async fn accept(shared: Arc<Shared>, mut incoming: mpsc::Receiver<Cha
             tokio::select! {
                 done = serve(&shared, channel) => if let Err(error) = done {
                     tracing::warn!(library = %shared.library.id, %peer, %error, "a follower's channel ended");
+                    shared.library.status.send_modify(|status| status.last_error = Some(error.to_string()));
                 },
                 () = shared.stopped() => {}
             }
@@ -235,7 +236,12 @@ async fn subscription(
     }
 }
 
-async fn send_top(shared: &Shared, lead: Term, position: Position, sender: &mut dyn MessageSender) -> Result<(), Error> {
+async fn send_top(
+    shared: &Shared,
+    lead: Term,
+    position: Position,
+    sender: &mut dyn MessageSender,
+) -> Result<(), Error> {
     Ok(sender.send(Message::Top { lead, position, clock: shared.library.world.now() }.encode()).await?)
 }
 

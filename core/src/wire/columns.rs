@@ -256,11 +256,18 @@ impl Columns {
             return Err(bad("their columns differ in length"));
         }
         let changes = self.shape_of.len();
-        if self.existed.0.len() != changes || self.fields_of.len() != changes || self.rows.len() != self.shapes.len() {
+        if self.existed.0.len() != changes
+            || self.fields_of.len() != changes
+            || self.rows.len() != self.shapes.len()
+        {
             return Err(bad("their changes differ in number"));
         }
-        let shapes: Vec<Arc<Shape>> =
-            self.shapes.into_iter().map(|s| s.into_shape().map(Arc::new)).collect::<Option<_>>().ok_or_else(|| bad("a key is not among its fields"))?;
+        let shapes: Vec<Arc<Shape>> = self
+            .shapes
+            .into_iter()
+            .map(|s| s.into_shape().map(Arc::new))
+            .collect::<Option<_>>()
+            .ok_or_else(|| bad("a key is not among its fields"))?;
         if self.rows.iter().zip(&shapes).any(|(columns, shape)| columns.len() != shape.fields.len()) {
             return Err(bad("a shape has other columns than fields"));
         }
@@ -286,7 +293,10 @@ impl Columns {
                     group += 1;
                     in_group = 0;
                 }
-                let head = groups.get(group).filter(|g| g.first <= seq).ok_or_else(|| bad("a change is in no group"))?;
+                let head = groups
+                    .get(group)
+                    .filter(|g| g.first <= seq)
+                    .ok_or_else(|| bad("a change is in no group"))?;
                 // A batch that opens in the middle of a group counts on from the group's first entry.
                 if in_group == 0 {
                     in_group = seq.0 - head.first.0;
@@ -298,12 +308,16 @@ impl Columns {
             };
             let body = match EntryKind::from_i64(i64::from(*kind)).ok_or_else(|| bad("a kind is unknown"))? {
                 EntryKind::TermStart => Body::TermStart { stamp, at },
-                EntryKind::Member => {
-                    Body::Member { device: members.next().ok_or_else(|| bad("a member has no device"))?, stamp, at }
-                }
+                EntryKind::Member => Body::Member {
+                    device: members.next().ok_or_else(|| bad("a member has no device"))?,
+                    stamp,
+                    at,
+                },
                 kind => {
-                    let shape_index = usize::from(*self.shape_of.get(change).ok_or_else(|| bad("a change has no shape"))?);
-                    let shape = shapes.get(shape_index).ok_or_else(|| bad("a change has an unknown shape"))?;
+                    let shape_index =
+                        usize::from(*self.shape_of.get(change).ok_or_else(|| bad("a change has no shape"))?);
+                    let shape =
+                        shapes.get(shape_index).ok_or_else(|| bad("a change has an unknown shape"))?;
                     let row: Vec<Value> = readers[shape_index]
                         .iter_mut()
                         .map(Reader::next)
@@ -311,7 +325,12 @@ impl Columns {
                         .ok_or_else(|| bad("a column ends before its rows"))?;
                     let fields = match self.fields_of[change] as usize {
                         0 => None,
-                        set => Some(self.field_sets.get(set - 1).ok_or_else(|| bad("a set of fields is missing"))?.clone()),
+                        set => Some(
+                            self.field_sets
+                                .get(set - 1)
+                                .ok_or_else(|| bad("a set of fields is missing"))?
+                                .clone(),
+                        ),
                     };
                     if fields.iter().flatten().any(|f| usize::from(*f) >= shape.fields.len()) {
                         return Err(bad("a changed field does not exist"));
@@ -418,7 +437,11 @@ mod tests {
             fields: ["id", "name", "size", "ratio", "raw"].map(String::from).to_vec(),
             key: vec![0],
         });
-        let tag = Arc::new(Shape { model: "entry_tag".into(), fields: vec!["e".into(), "t".into()], key: vec![0, 1] });
+        let tag = Arc::new(Shape {
+            model: "entry_tag".into(),
+            fields: vec!["e".into(), "t".into()],
+            key: vec![0, 1],
+        });
         let change = |shape: &Arc<Shape>, kind, fields, row: Vec<Value>, stamp, mark: Option<&str>| {
             Body::Change(Change {
                 shape: Arc::clone(shape),
@@ -472,7 +495,8 @@ mod tests {
     fn a_batch_survives_the_wire() {
         let batch = sample();
         let message = Message::entries(term(5), Seq(0), Position::EMPTY, &batch);
-        let Message::Entries { batch: columns, .. } = Message::decode(&message.encode()).expect("reads") else {
+        let Message::Entries { batch: columns, .. } = Message::decode(&message.encode()).expect("reads")
+        else {
             panic!("another message came back")
         };
         assert_eq!(columns.into_batch().expect("builds"), batch);

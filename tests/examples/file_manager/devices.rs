@@ -180,7 +180,7 @@ impl Device {
     }
 
     async fn shutdown(self) -> Result<(String, PathBuf, u64), Box<dyn Error + Send + Sync>> {
-        self.library.shutdown().await?;
+        self.library.shutdown().await;
         let sent = self.quic.stats().bytes_sent;
         self.quic.close().await;
         self.db.close().await?;
