@@ -317,7 +317,7 @@ impl Session<'_> {
                 })
             })
             .await?;
-        Ok((seen > lead).then(|| End::NotLeader(Some(seen.leader))))
+        Ok((seen > lead).then_some(End::NotLeader(Some(seen.leader))))
     }
 
     async fn apply(

@@ -442,12 +442,17 @@ mod tests {
             fields: vec!["e".into(), "t".into()],
             key: vec![0, 1],
         });
-        let change = |shape: &Arc<Shape>, kind, fields, row: Vec<Value>, stamp, mark: Option<&str>| {
+        let change = |shape: &Arc<Shape>,
+                      kind,
+                      fields: Option<Vec<u16>>,
+                      row: Vec<Value>,
+                      stamp,
+                      mark: Option<&str>| {
             Body::Change(Change {
                 shape: Arc::clone(shape),
                 record: shape.record_id(&row),
                 kind,
-                existed: fields != None::<Vec<u16>>,
+                existed: fields.is_some(),
                 fields,
                 row,
                 before: None,
