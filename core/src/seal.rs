@@ -31,6 +31,10 @@ const FOLD_ROWS: usize = 32_768;
 /// Bytes of values folded at once.
 const FOLD_BYTES: usize = 8 << 20;
 
+/// How long, in ms, a deletion that a hook spoke of before it was made may keep the sealer waiting: longer than a
+/// statement waits for its turn and for the database. Then it is taken for one that failed.
+const DELETION_WAITS: i64 = 60_000;
+
 /// Position of the fixed columns before the values in `sync_outbox`.
 const VALUES_AT: usize = 7;
 
@@ -51,6 +55,7 @@ pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
     let replica = tx.replica()?;
     let mut sink = Sink::new(tx, &replica)?;
     let mut rows_taken = 0;
+    let announced;
     {
         let mut statement = tx.conn.prepare_cached("SELECT * FROM sync_outbox WHERE id <= ?1 ORDER BY id")?;
         let mut rows = statement.query([until])?;
@@ -63,9 +68,17 @@ pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
             }
         }
         sink.drain(tx, &mut fold)?;
+        announced = fold.announced;
     }
     let changes = sink.finish(tx, &replica)?;
-    if more {
+    for id in &announced {
+        tx.conn
+            .prepare_cached(
+                "UPDATE sync_outbox SET id = (SELECT max(id) + 1 FROM sync_outbox) WHERE id = ?1",
+            )?
+            .execute([id])?;
+    }
+    if more || !announced.is_empty() {
         tx.conn.prepare_cached("DELETE FROM sync_outbox WHERE id <= ?1")?.execute([until])?;
     } else {
         // Without a WHERE, SQLite drops the pages instead of the rows.
@@ -116,6 +129,8 @@ struct Fold {
     index: HashMap<(i64, String), usize>,
     rows: usize,
     bytes: usize,
+    /// Rows of the outbox whose deletion is yet to come: they wait for the next seal.
+    announced: Vec<i64>,
 }
 
 struct Folded {
@@ -157,8 +172,12 @@ impl Fold {
             5 => (None, None, Some(new(row)?), false),
             6 => {
                 let before = old(row)?;
-                // The hook spoke before the deletion: it may have failed.
+                // The hook spoke before the deletion: it may be yet to come, or have failed.
                 if still_there(tx, captured, &before)? {
+                    let at: i64 = row.get(4)?;
+                    if tx.world.now() - at < DELETION_WAITS {
+                        self.announced.push(row.get(0)?);
+                    }
                     return Ok(());
                 }
                 (Some(true), Some(before), None, false)
@@ -262,7 +281,10 @@ impl<'c> Sink<'c> {
     }
 
     fn drain(&mut self, tx: &Tx<'_>, fold: &mut Fold) -> Result<(), Error> {
-        for folded in std::mem::take(fold).records {
+        let records = std::mem::take(&mut fold.records);
+        (fold.rows, fold.bytes) = (0, 0);
+        fold.index.clear();
+        for folded in records {
             let captured = tx.captured.get(&folded.shape);
             if let Some(captured) = captured
                 && let Some(change) = self.decide(tx, captured, folded)?
