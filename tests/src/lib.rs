@@ -2,4 +2,5 @@
 
 pub mod cabinet;
 pub mod file_manager;
+pub mod sample;
 pub mod scene;
