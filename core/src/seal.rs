@@ -361,37 +361,31 @@ impl<'c> Sink<'c> {
 
     /// Whether the change is for other devices and can be sent to them.
     fn admit(&self, tx: &Tx<'_>, captured: &Captured, change: &mut Change) -> Result<(), Kept> {
-        let size: usize = change.row.iter().map(Value::size).sum();
+        let size = size(&change.row);
         if size > ROW_MAX {
             return Err(Kept::Quarantined(format!(
                 "its row of {size} bytes is over the limit of {ROW_MAX} bytes for one row"
             )));
         }
-        let Some(model) = captured.model.map(|i| &tx.models[i]) else { return Ok(()) };
-        let Some(ask) = model.descriptor.should_sync else { return Ok(()) };
-        if *model.shape != *change.shape {
-            return Ok(());
-        }
-        let ask = |row: &[Value]| {
-            ask(&model.descriptor, row)
-                .map_err(|e| Kept::Quarantined(format!("should_sync cannot read it: {e}")))
-        };
-        let was = match &change.before {
-            Some(before) => Some(ask(before)?),
-            None => None,
-        };
-        match change.kind {
-            EntryKind::Delete if was == Some(false) => Err(Kept::Withheld),
-            EntryKind::Delete => Ok(()),
-            _ if !ask(&change.row)? => Err(Kept::Withheld),
-            _ => {
-                if was == Some(false) {
-                    // Others may never have seen it: send all of it.
-                    change.fields = None;
-                }
-                Ok(())
+        // What was kept here before, others may never have seen: then all of the row is sent.
+        let mut was_kept = change.before.as_ref().is_some_and(|before| self::size(before) > ROW_MAX);
+        let model = captured.model.map(|i| &tx.models[i]).filter(|model| *model.shape == *change.shape);
+        if let Some((model, ask)) = model.and_then(|m| Some((m, m.descriptor.should_sync?))) {
+            let ask = |row: &[Value]| ask(&model.descriptor, row);
+            // A row that could not be read was quarantined, but an earlier one of the record may have been sent.
+            let was = change.before.as_deref().map(ask);
+            if change.kind == EntryKind::Delete {
+                return if was == Some(Ok(false)) { Err(Kept::Withheld) } else { Ok(()) };
             }
+            if !ask(&change.row).map_err(|e| Kept::Quarantined(format!("should_sync cannot read it: {e}")))? {
+                return Err(Kept::Withheld);
+            }
+            was_kept |= was.is_some_and(|was| was != Ok(true));
         }
+        if was_kept {
+            change.fields = None;
+        }
+        Ok(())
     }
 
     fn put(&mut self, tx: &Tx<'_>, mut change: Change) -> Result<(), Error> {
@@ -488,6 +482,10 @@ impl<'c> Sink<'c> {
     }
 }
 
+fn size(row: &[Value]) -> usize {
+    row.iter().map(Value::size).sum()
+}
+
 /// Why a change stays here.
 enum Kept {
     Withheld,
@@ -495,8 +493,7 @@ enum Kept {
 }
 
 fn quarantine(conn: &Connection, change: &Change, reason: &str) -> Result<(), Error> {
-    let size: usize = change.row.iter().map(Value::size).sum();
-    let data = (size <= ROW_MAX).then(|| log::row_json(&change.shape, &change.row));
+    let data = (size(&change.row) <= ROW_MAX).then(|| log::row_json(&change.shape, &change.row));
     tracing::warn!(
         model = change.shape.model,
         record = change.record,
