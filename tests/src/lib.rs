@@ -1,3 +1,6 @@
 //! What the scenarios, the example and the benches of tidelog share. Not a library for applications.
 
+pub mod cabinet;
 pub mod file_manager;
+pub mod sample;
+pub mod scene;
