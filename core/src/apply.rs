@@ -3,8 +3,8 @@
 //! One transaction for a batch, with the position in it, so that a crash leaves the batch applied or not begun. Every
 //! entry is appended; of each record only the last image in the batch is written to its table. Rows are first written
 //! as they come. Where that meets a constraint, as when two records swap a unique value, all touched rows step out of
-//! their tables and the images go in: what the leader held at the end of a group satisfies its constraints, so this
-//! does too.
+//! their tables and the last images go in: what the leader held at the end of a group satisfies its constraints, so
+//! this does too.
 //!
 //! A part of a group that is larger than a batch is kept packed in `sync_incoming` until the group is whole.
 
@@ -17,7 +17,7 @@ use crate::{
     error::Error,
     id::{OriginSeq, Position, Seq, Term},
     layout::{Layouts, RecordId},
-    log::{self, Appender},
+    log::{self, Appender, LogReader},
     seal::{self, Bound, bind, read_value},
     store::{Model, RowSql, Tx, origin_row, top},
     value::Value,
@@ -37,6 +37,8 @@ pub(crate) enum Applied {
     Stale(Term),
     /// An entry that this log holds differs from the one that was sent.
     Differs(Seq),
+    /// The sender does not keep to the protocol: what is wrong with the batch.
+    Unsound(&'static str),
 }
 
 /// Records touched by a batch, for events: model, record, kind.
@@ -54,13 +56,19 @@ pub(crate) fn apply(
     if lead < replica.max_seen || replica.lead.is_some() {
         return Ok(Applied::Stale(replica.max_seen));
     }
+    if batch.entries.last().is_some_and(|last| last.term > lead) {
+        return Ok(Applied::Unsound("an entry is of a higher term than its leader's"));
+    }
     if lead > replica.max_seen {
         tx.set_terms(lead, None)?;
     }
     seal::seal_all(tx)?;
     let top = top(tx.conn)?;
-    let staged: Option<u64> =
-        tx.conn.prepare_cached("SELECT max(last) FROM sync_incoming")?.query_row([], |row| row.get(0))?;
+    let staged: Option<(Seq, Seq)> = tx
+        .conn
+        .prepare_cached("SELECT min(first), max(last) FROM sync_incoming HAVING count(*) > 0")?
+        .query_row([], |row| Ok((Seq(row.get(0)?), Seq(row.get(1)?))))
+        .optional()?;
 
     if batch.after.seq < top.seq {
         match skip_held(tx, batch, top)? {
@@ -69,7 +77,10 @@ pub(crate) fn apply(
             Skip::Some => {}
         }
     }
-    let continues = staged.is_some_and(|last| batch.after.seq == Seq(last));
+    let continues = staged.is_some_and(|(_, last)| batch.after.seq == last);
+    if continues && !matches!(batch.groups.as_slice(), [group] if Some(group.first) == staged.map(|(first, _)| first)) {
+        return Ok(Applied::Unsound("a part of a group is followed by something else"));
+    }
     if batch.after != top && !continues {
         return Ok(Applied::OutOfOrder(top));
     }
@@ -113,9 +124,15 @@ enum Skip {
 /// Takes out of the batch what the log holds, after checking that it is the same.
 fn skip_held(tx: &Tx<'_>, batch: &mut Batch, top: Position) -> Result<Skip, Error> {
     let held = batch.entries.iter().take_while(|e| e.seq <= top.seq).count();
-    for entry in &batch.entries[..held] {
-        if log::term_at(tx.conn, entry.seq)? != entry.term {
+    let mine = LogReader::new(tx.models).read(tx.conn, batch.after.seq, top.seq.min(batch.last()))?;
+    for (i, entry) in batch.entries[..held].iter().enumerate() {
+        if mine.entries.get(i) != Some(entry) {
             return Ok(Skip::Differs(entry.seq));
+        }
+    }
+    for (i, group) in batch.groups.iter().take_while(|g| g.first <= top.seq).enumerate() {
+        if mine.groups.get(i) != Some(group) {
+            return Ok(Skip::Differs(group.first));
         }
     }
     batch.entries.drain(..held);
@@ -176,7 +193,7 @@ fn append(tx: &mut Tx<'_>, top: Position, parts: Parts, batch: &Batch) -> Result
     for group in &batch.groups {
         let row = origin_row(tx.conn, group.origin, group.device)?;
         log::push_group(tx.conn, group, row)?;
-        let last_n = OriginSeq(group.first_n.0 + (group.last.0 - group.first.0));
+        let last_n = OriginSeq(group.first_n.0.saturating_add(group.last.0.saturating_sub(group.first.0)));
         log::raise_vector(tx.conn, row, last_n)?;
         tx.conn
             .prepare_cached("DELETE FROM sync_pending WHERE origin = ?1 AND n <= ?2 AND tag = ?3")?
@@ -209,7 +226,7 @@ fn write_rows(tx: &mut Tx<'_>, parts: Parts, batch: &Batch) -> Result<(), Error>
             tx.conn.prepare_cached("ROLLBACK TO rows")?.execute([])?;
             let mut kept = LocalValues::new();
             each_part(tx, parts, batch, |tx, part| write_part(tx, part, Write::StepOut(&mut kept)))?;
-            each_part(tx, parts, batch, |tx, part| write_part(tx, part, Write::Images))
+            each_part(tx, parts, batch, |tx, part| write_part(tx, part, Write::LastImages))
                 .map_err(|error| explain(tx, error))?;
             for ((model, _), (key, values)) in kept {
                 let sql = tx.models[model].sql.update_local.as_deref().unwrap_or_default();
@@ -260,8 +277,11 @@ fn explain(tx: &Tx<'_>, error: Error) -> Error {
 type LocalValues = HashMap<(usize, String), (Vec<Value>, Vec<Value>)>;
 
 enum Write<'k> {
-    /// Upserts and deletes.
+    /// Upserts and deletes, the last of each record in the part.
     Images,
+    /// The same, but only where no later entry of the record is in the log: an image that another part of the group
+    /// replaces may be in the way of a third record's.
+    LastImages,
     /// Deletes all, keeping what is local.
     StepOut(&'k mut LocalValues),
 }
@@ -287,13 +307,23 @@ fn write_part(tx: &Tx<'_>, part: &Batch, mut write: Write<'_>) -> Result<(), Err
         let Some(writer) = writer else { continue };
         match &mut write {
             Write::StepOut(kept) => writer.step_out(tx, change, kept)?,
-            Write::Images => match pending.then(|| overlaid(tx, change)).transpose()?.flatten() {
+            Write::LastImages if is_replaced(tx, entry.seq, change)? => {}
+            Write::Images | Write::LastImages => match pending.then(|| overlaid(tx, change)).transpose()?.flatten() {
                 Some(overlaid) => writer.write(&overlaid)?,
                 None => writer.write(change)?,
             },
         }
     }
     Ok(())
+}
+
+/// Whether the log has a later entry of the record.
+fn is_replaced(tx: &Tx<'_>, seq: Seq, change: &Change) -> Result<bool, Error> {
+    let mut later = tx.conn.prepare_cached(
+        "SELECT 1 FROM sync_entry WHERE record = ?2 AND seq > ?3 AND kind IN (1, 2)
+            AND model = (SELECT id FROM sync_model WHERE name = ?1) LIMIT 1",
+    )?;
+    Ok(later.exists(params![change.shape.model, change.record, seq.0])?)
 }
 
 fn key_of(change: &Change) -> (&str, &str) {
