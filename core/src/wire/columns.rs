@@ -491,12 +491,17 @@ mod tests {
             key: vec![0, 1],
             uuids: vec![false; 2],
         });
-        let change = |shape: &Arc<Shape>, kind, fields, row: Vec<Value>, stamp, mark: Option<&str>| {
+        let change = |shape: &Arc<Shape>,
+                      kind,
+                      fields: Option<Vec<u16>>,
+                      row: Vec<Value>,
+                      stamp,
+                      mark: Option<&str>| {
             Body::Change(Change {
                 shape: Arc::clone(shape),
                 record: shape.record_id(&row),
                 kind,
-                existed: fields != None::<Vec<u16>>,
+                existed: fields.is_some(),
                 fields,
                 row,
                 before: None,
