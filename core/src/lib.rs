@@ -96,6 +96,7 @@ mod entry;
 mod error;
 pub mod gate;
 pub mod id;
+mod layout;
 mod library;
 mod log;
 mod migrate;

@@ -4,7 +4,10 @@
 //! Not a library for applications: those test with `tidelog::testing`. The scenarios themselves are in `tests/tests`,
 //! each file readable by itself; the example in `tests/examples`.
 
+pub mod cabinet;
 pub mod file_manager;
+pub mod sample;
+pub mod scene;
 
 /// Keeps the code in the README compiling.
 #[cfg(doctest)]
