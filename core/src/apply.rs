@@ -13,7 +13,7 @@ use std::{collections::HashMap, sync::Arc};
 use rusqlite::{CachedStatement, ErrorCode, OptionalExtension, params, params_from_iter};
 
 use crate::{
-    entry::{Batch, Body, Change, EntryKind, Shape},
+    entry::{Batch, Body, Change, Entry, EntryKind, Shape},
     error::Error,
     id::{OriginSeq, Position, Seq, Term},
     layout::{Layouts, RecordId},
@@ -41,21 +41,78 @@ pub(crate) enum Applied {
     Unsound(&'static str),
 }
 
+/// A batch with what can be worked out beside the writer: the text of each row as the log keeps it, and which
+/// images a later one of the same record in the batch replaces.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    batch: Batch,
+    texts: Vec<String>,
+    replaced: Vec<bool>,
+}
+
+impl Arrived {
+    pub(crate) fn of(batch: Batch) -> Self {
+        let text = |entry: &Entry| {
+            let mut text = String::new();
+            if let Body::Change(change) = &entry.body {
+                change.shape.write_row(change.kind, &change.row, &mut text);
+            }
+            text
+        };
+        Self { texts: batch.entries.iter().map(text).collect(), replaced: replaced(&batch), batch }
+    }
+
+    fn forget_first(&mut self, count: usize) {
+        self.batch.entries.drain(..count);
+        self.texts.drain(..count);
+        self.replaced.drain(..count);
+    }
+}
+
+/// For each entry, whether a later change in the batch is to the same record.
+fn replaced(batch: &Batch) -> Vec<bool> {
+    let mut last =
+        HashMap::with_capacity_and_hasher(batch.entries.len(), foldhash::fast::RandomState::default());
+    let mut replaced = vec![false; batch.entries.len()];
+    for (i, entry) in batch.entries.iter().enumerate() {
+        if let Body::Change(change) = &entry.body
+            && change.kind != EntryKind::Noop
+            && let Some(earlier) = last.insert((change.shape.model.as_str(), change.record.as_str()), i)
+        {
+            let earlier: usize = earlier;
+            replaced[earlier] = true;
+        }
+    }
+    replaced
+}
+
+/// How rows get into their tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// One after the other.
+    AsTheyCome,
+    /// All touched rows step out first: for a batch that met a constraint the other way.
+    StepOutFirst,
+}
+
 /// Records touched by a batch, for events: model, record, kind.
 pub(crate) type Touched = Vec<(Arc<Shape>, String, EntryKind)>;
 
-/// Applies a batch. `message` is what it came as, for putting a part aside.
+/// Applies a batch. `message` is what it came as, for putting a part aside. Where it fails with a constraint
+/// ([`is_constraint`]) as the rows come, it is to be tried again with [`Rows::StepOutFirst`].
 pub(crate) fn apply(
     tx: &mut Tx<'_>,
     lead: Term,
-    batch: &mut Batch,
+    arrived: &mut Arrived,
     message: &[u8],
+    rows: Rows,
     touched: Option<&mut Touched>,
 ) -> Result<Applied, Error> {
     let replica = tx.replica()?;
     if lead < replica.max_seen || replica.lead.is_some() {
         return Ok(Applied::Stale(replica.max_seen));
     }
+    let batch = &arrived.batch;
     if batch.entries.last().is_some_and(|last| last.term > lead) {
         return Ok(Applied::Unsound("an entry is of a higher term than its leader's"));
     }
@@ -71,12 +128,13 @@ pub(crate) fn apply(
         .optional()?;
 
     if batch.after.seq < top.seq {
-        match skip_held(tx, batch, top)? {
+        match skip_held(tx, arrived, top)? {
             Skip::Differs(seq) => return Ok(Applied::Differs(seq)),
             Skip::All => return Ok(Applied::To(top)),
             Skip::Some => {}
         }
     }
+    let batch = &arrived.batch;
     let continues = staged.is_some_and(|(_, last)| batch.after.seq == last);
     if continues
         && !matches!(batch.groups.as_slice(), [group] if Some(group.first) == staged.map(|(first, _)| first))
@@ -98,14 +156,14 @@ pub(crate) fn apply(
         return Ok(Applied::Staged(last));
     }
     let parts = if continues { Parts::Staged } else { Parts::None };
-    let position = append(tx, top, parts, batch)?;
-    write_rows(tx, parts, batch)?;
+    let position = append(tx, top, parts, arrived)?;
+    write_rows(tx, parts, arrived, rows)?;
     if parts == Parts::Staged {
         tx.conn.execute("DELETE FROM sync_incoming", [])?;
     }
     if let Some(touched) = touched {
-        each_part(tx, parts, batch, |_, part| {
-            touched.extend(part.entries.iter().filter_map(|entry| match &entry.body {
+        each_part(tx, parts, arrived, |_, part| {
+            touched.extend(part.batch.entries.iter().filter_map(|entry| match &entry.body {
                 Body::Change(c) => Some((Arc::clone(&c.shape), c.record.clone(), c.kind)),
                 _ => None,
             }));
@@ -124,7 +182,8 @@ enum Skip {
 }
 
 /// Takes out of the batch what the log holds, after checking that it is the same.
-fn skip_held(tx: &Tx<'_>, batch: &mut Batch, top: Position) -> Result<Skip, Error> {
+fn skip_held(tx: &Tx<'_>, arrived: &mut Arrived, top: Position) -> Result<Skip, Error> {
+    let batch = &arrived.batch;
     let held = batch.entries.iter().take_while(|e| e.seq <= top.seq).count();
     let mine = LogReader::new(tx.models).read(tx.conn, batch.after.seq, top.seq.min(batch.last()))?;
     for (i, entry) in batch.entries[..held].iter().enumerate() {
@@ -137,7 +196,8 @@ fn skip_held(tx: &Tx<'_>, batch: &mut Batch, top: Position) -> Result<Skip, Erro
             return Ok(Skip::Differs(group.first));
         }
     }
-    batch.entries.drain(..held);
+    arrived.forget_first(held);
+    let batch = &mut arrived.batch;
     batch.groups.retain(|g| g.last > top.seq);
     batch.after = top;
     Ok(if batch.entries.is_empty() { Skip::All } else { Skip::Some })
@@ -154,8 +214,8 @@ enum Parts {
 fn each_part(
     tx: &Tx<'_>,
     parts: Parts,
-    batch: &Batch,
-    mut each: impl FnMut(&Tx<'_>, &Batch) -> Result<(), Error>,
+    arrived: &Arrived,
+    mut each: impl FnMut(&Tx<'_>, &Arrived) -> Result<(), Error>,
 ) -> Result<(), Error> {
     if parts == Parts::Staged {
         let mut statement = tx.conn.prepare_cached("SELECT message FROM sync_incoming ORDER BY first")?;
@@ -166,25 +226,26 @@ fn each_part(
             let Message::Entries { batch, .. } = Message::decode(&message).map_err(damaged)? else {
                 return Err(Error::Damaged("a part put aside is another message".into()));
             };
-            each(tx, &batch.into_batch().map_err(damaged)?)?;
+            each(tx, &Arrived::of(batch.into_batch().map_err(damaged)?))?;
         }
     }
-    each(tx, batch)
+    each(tx, arrived)
 }
 
 /// Appends every entry to the log, with the groups, the vector of origins and the clock.
-fn append(tx: &mut Tx<'_>, top: Position, parts: Parts, batch: &Batch) -> Result<Position, Error> {
+fn append(tx: &mut Tx<'_>, top: Position, parts: Parts, arrived: &Arrived) -> Result<Position, Error> {
     let mut position = top;
     let mut clock = 0;
     let conn = tx.conn;
     let mut appender = Appender::new(conn, top)?;
-    each_part(tx, parts, batch, |tx, part| {
-        for entry in &part.entries {
+    each_part(tx, parts, arrived, |tx, part| {
+        for (entry, text) in part.batch.entries.iter().zip(&part.texts) {
             match &entry.body {
                 Body::Change(change) if change.existed && !appender.has_earlier(change)? => {
                     let change = Change { before: row_in_table(tx, change)?, ..change.clone() };
-                    appender.push(&crate::entry::Entry { body: Body::Change(change), ..entry.clone() })?;
+                    appender.push(&Entry { body: Body::Change(change), ..entry.clone() })?;
                 }
+                Body::Change(change) => appender.push_change(entry, change, text)?,
                 _ => appender.push(entry)?,
             }
             clock = clock.max(entry.body.stamp());
@@ -192,7 +253,7 @@ fn append(tx: &mut Tx<'_>, top: Position, parts: Parts, batch: &Batch) -> Result
         }
         Ok(())
     })?;
-    for group in &batch.groups {
+    for group in &arrived.batch.groups {
         let row = origin_row(tx.conn, group.origin, group.device)?;
         log::push_group(tx.conn, group, row)?;
         let last_n = OriginSeq(group.first_n.0.saturating_add(group.last.0.saturating_sub(group.first.0)));
@@ -218,17 +279,16 @@ fn row_in_table(tx: &Tx<'_>, change: &Change) -> Result<Option<Vec<Value>>, Erro
 }
 
 /// Writes the last image of each record into the tables.
-fn write_rows(tx: &mut Tx<'_>, parts: Parts, batch: &Batch) -> Result<(), Error> {
+fn write_rows(tx: &mut Tx<'_>, parts: Parts, arrived: &Arrived, rows: Rows) -> Result<(), Error> {
     if tx.foreign_triggers {
         tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 1 WHERE id = 1")?.execute([])?;
     }
-    tx.conn.prepare_cached("SAVEPOINT rows")?.execute([])?;
-    match each_part(tx, parts, batch, |tx, part| write_part(tx, part, Write::Images)) {
-        Err(error) if is_constraint(&error) => {
-            tx.conn.prepare_cached("ROLLBACK TO rows")?.execute([])?;
+    match rows {
+        Rows::AsTheyCome => each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::Images))?,
+        Rows::StepOutFirst => {
             let mut kept = LocalValues::new();
-            each_part(tx, parts, batch, |tx, part| write_part(tx, part, Write::StepOut(&mut kept)))?;
-            each_part(tx, parts, batch, |tx, part| write_part(tx, part, Write::LastImages))
+            each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::StepOut(&mut kept)))?;
+            each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::LastImages))
                 .map_err(|error| explain(tx, error))?;
             for ((model, _), (key, values)) in kept {
                 let sql = tx.models[model].sql.update_local.as_deref().unwrap_or_default();
@@ -237,16 +297,15 @@ fn write_rows(tx: &mut Tx<'_>, parts: Parts, batch: &Batch) -> Result<(), Error>
                     .execute(params_from_iter(values.iter().chain(&key).map(Bound)))?;
             }
         }
-        other => other?,
     }
-    tx.conn.prepare_cached("RELEASE rows")?.execute([])?;
     if tx.foreign_triggers {
         tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 0 WHERE id = 1")?.execute([])?;
     }
     Ok(())
 }
 
-fn is_constraint(error: &Error) -> bool {
+/// Whether a statement met a constraint of the database.
+pub(crate) fn is_constraint(error: &Error) -> bool {
     matches!(error, Error::Database { source, .. }
         if source.sqlite_error_code() == Some(ErrorCode::ConstraintViolation))
 }
@@ -288,13 +347,12 @@ enum Write<'k> {
     StepOut(&'k mut LocalValues),
 }
 
-fn write_part(tx: &Tx<'_>, part: &Batch, mut write: Write<'_>) -> Result<(), Error> {
-    let last = last_images(part);
+fn write_part(tx: &Tx<'_>, part: &Arrived, mut write: Write<'_>) -> Result<(), Error> {
     let pending = has_pending(tx)?;
     let mut writers: HashMap<*const Shape, Option<Writer<'_>>> = HashMap::new();
-    for (i, entry) in part.entries.iter().enumerate() {
+    for (entry, replaced) in part.batch.entries.iter().zip(&part.replaced) {
         let Body::Change(change) = &entry.body else { continue };
-        if change.kind == EntryKind::Noop || last.as_ref().is_some_and(|last| last[&key_of(change)] != i) {
+        if change.kind == EntryKind::Noop || *replaced {
             continue;
         }
         let pointer = Arc::as_ptr(&change.shape);
@@ -327,25 +385,7 @@ fn is_replaced(tx: &Tx<'_>, seq: Seq, change: &Change) -> Result<bool, Error> {
         "SELECT 1 FROM sync_entry WHERE record = ?2 AND seq > ?3 AND kind IN (1, 2)
             AND model = (SELECT id FROM sync_model WHERE name = ?1) LIMIT 1",
     )?;
-    Ok(later.exists(params![change.shape.model, change.record, seq.0])?)
-}
-
-fn key_of(change: &Change) -> (&str, &str) {
-    (change.shape.model.as_str(), change.record.as_str())
-}
-
-/// For each record the index of its last change; `None` when no record is there twice, the usual case, cheaply.
-fn last_images(part: &Batch) -> Option<HashMap<(&str, &str), usize>> {
-    let mut last = HashMap::with_capacity(part.entries.len());
-    let mut twice = false;
-    for (i, entry) in part.entries.iter().enumerate() {
-        if let Body::Change(change) = &entry.body
-            && change.kind != EntryKind::Noop
-        {
-            twice |= last.insert(key_of(change), i).is_some();
-        }
-    }
-    twice.then_some(last)
+    Ok(later.exists(params![change.shape.model, RecordId(&change.record), seq.0])?)
 }
 
 fn has_pending(tx: &Tx<'_>) -> Result<bool, Error> {

@@ -80,7 +80,14 @@ impl<'c> Appender<'c> {
                     .execute(params![device.to_string(), entry.seq.0])?;
                 Ok(())
             }
-            Body::Change(change) => self.push_change(entry, change),
+            Body::Change(change) => {
+                let mut text = std::mem::take(&mut self.text);
+                text.clear();
+                change.shape.write_row(change.kind, &change.row, &mut text);
+                let pushed = self.push_change(entry, change, &text);
+                self.text = text;
+                pushed
+            }
         }
     }
 
@@ -105,7 +112,8 @@ impl<'c> Appender<'c> {
         Ok(())
     }
 
-    fn push_change(&mut self, entry: &Entry, change: &Change) -> Result<(), Error> {
+    /// Appends an entry whose row's text is at hand.
+    pub(crate) fn push_change(&mut self, entry: &Entry, change: &Change, text: &str) -> Result<(), Error> {
         let Known { model, layout } = self.known(&change.shape)?;
         let before = match &change.before {
             Some(row) if change.existed && !self.has_earlier(change)? => {
@@ -115,8 +123,6 @@ impl<'c> Appender<'c> {
             }
             _ => None,
         };
-        self.text.clear();
-        change.shape.write_row(change.kind, &change.row, &mut self.text);
         let fields = change
             .fields
             .as_ref()
@@ -132,7 +138,7 @@ impl<'c> Appender<'c> {
             change.existed,
             layout,
             fields,
-            self.text,
+            text,
             before,
             change.mark,
             change.actor

@@ -127,7 +127,7 @@ fn cut(conn: &Connection) -> Result<Option<(i64, bool)>, Error> {
 #[derive(Default)]
 struct Fold {
     records: Vec<Folded>,
-    index: HashMap<(i64, String), usize>,
+    index: HashMap<(i64, String), usize, foldhash::fast::RandomState>,
     rows: usize,
     bytes: usize,
     /// Rows of the outbox whose deletion is yet to come: they wait for the next seal.
@@ -210,7 +210,11 @@ impl Fold {
 }
 
 fn read_values(row: &Row<'_>, from: usize, count: usize) -> Result<Vec<Value>, Error> {
-    (0..count).map(|i| Ok(read_value(row.get_ref(from + 2 * i)?))).collect()
+    let mut values = Vec::with_capacity(count);
+    for i in 0..count {
+        values.push(read_value(row.get_ref(from + 2 * i)?));
+    }
+    Ok(values)
 }
 
 /// A stored value as it is.

@@ -15,15 +15,16 @@ use tokio::{
 
 use super::Shared;
 use crate::{
-    apply::{self, Applied, Touched},
-    entry::{Batch, EntryKind, Run},
+    apply::{self, Applied, Arrived, Rows, Touched, is_constraint},
+    engine::Driver,
+    entry::{EntryKind, Run},
     error::Error,
     id::{DeviceId, Position, Term},
     log,
     status::{AppliedChange, ChangeKind, Link},
     store, term,
     transport::{Channel, MessageReceiver, MessageSender, TransportError},
-    wire::{HISTORY_MAX, Message},
+    wire::{HISTORY_MAX, Message, Unreadable},
 };
 
 /// Durable positions are confirmed at most this often.
@@ -204,13 +205,19 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
         tokio::select! {
             biased;
             message = timeout_at(silent_at, inbox.recv()) => match message {
-                Ok(Some(Ok((message, bytes)))) => {
-                    if let Some(end) = session.take(message, bytes, &mut runs).await? {
+                Ok(Some(Ok(unpacked))) => {
+                    let end = match unpacked {
+                        Unpacked::Entries { lead, top, arrived, message } => {
+                            session.apply(lead, top, arrived, message).await?
+                        }
+                        Unpacked::Other(message) => session.take(message, &mut runs).await?,
+                    };
+                    if let Some(end) = end {
                         return Ok(end);
                     }
                     silent_at = Instant::now() + SILENCE_MAX;
                 }
-                Ok(Some(Err(reason))) => return Ok(End::Lost(reason)),
+                Ok(Some(Err(reason))) => return Ok(End::Lost(format!("device {peer}: {reason}"))),
                 Ok(None) => return Ok(End::Lost(format!("device {peer} ended the channel"))),
                 Err(_) => return Ok(End::Lost(format!("nothing was heard of device {peer} for {} s", SILENCE_MAX.as_secs()))),
             },
@@ -233,16 +240,17 @@ async fn send(sender: &mut dyn MessageSender, message: &Message) -> Result<(), E
     Ok(sender.send(message.encode()).await?)
 }
 
+/// A message with what could be done about it beside the session.
+enum Unpacked {
+    Entries { lead: Term, top: Position, arrived: Arrived, message: Vec<u8> },
+    Other(Message),
+}
+
 /// Reads the channel and unpacks what comes, a little ahead of the session.
-async fn unpack(
-    mut receiver: Box<dyn MessageReceiver>,
-    to: mpsc::Sender<Result<(Message, Vec<u8>), String>>,
-) {
+async fn unpack(mut receiver: Box<dyn MessageReceiver>, to: mpsc::Sender<Result<Unpacked, String>>) {
     loop {
         let next = match receiver.receive().await {
-            Ok(Some(bytes)) => {
-                Message::decode(&bytes).map(|message| (message, bytes)).map_err(|e| e.to_string())
-            }
+            Ok(Some(bytes)) => unpacked(bytes).map_err(|e| e.to_string()),
             Ok(None) => return,
             Err(error) => Err(error.to_string()),
         };
@@ -251,6 +259,15 @@ async fn unpack(
             return;
         }
     }
+}
+
+fn unpacked(message: Vec<u8>) -> Result<Unpacked, Unreadable> {
+    Ok(match Message::decode(&message)? {
+        Message::Entries { lead, top, batch, .. } => {
+            Unpacked::Entries { lead, top, arrived: Arrived::of(batch.into_batch()?), message }
+        }
+        other => Unpacked::Other(other),
+    })
 }
 
 struct Session<'s> {
@@ -267,20 +284,8 @@ struct Session<'s> {
 }
 
 impl Session<'_> {
-    async fn take(
-        &mut self,
-        message: Message,
-        bytes: Vec<u8>,
-        runs: &mut Vec<Run>,
-    ) -> Result<Option<End>, Error> {
+    async fn take(&mut self, message: Message, runs: &mut Vec<Run>) -> Result<Option<End>, Error> {
         match message {
-            Message::Entries { lead, top, batch, .. } => {
-                let batch = match batch.into_batch() {
-                    Ok(batch) => batch,
-                    Err(error) => return Ok(Some(End::Lost(format!("device {}: {error}", self.peer)))),
-                };
-                return self.apply(lead, top, batch, bytes).await;
-            }
             Message::Top { lead, position, .. } => {
                 if let Some(end) = self.adopt(lead).await? {
                     return Ok(Some(end));
@@ -348,20 +353,26 @@ impl Session<'_> {
         &mut self,
         lead: Term,
         top: Position,
-        mut batch: Batch,
-        bytes: Vec<u8>,
+        mut arrived: Arrived,
+        message: Vec<u8>,
     ) -> Result<Option<End>, Error> {
         let changes = self.shared.library.changes.clone();
-        let (applied, _batch) = self
+        let (applied, _arrived) = self
             .shared
             .library
             .engine
             .step(move |driver| {
                 let mut touched = Touched::new();
                 let watched = changes.receiver_count() > 0;
-                let applied = driver.transaction(|tx| {
-                    apply::apply(tx, lead, &mut batch, &bytes, watched.then_some(&mut touched))
-                })?;
+                let mut apply = |driver: &mut Driver, rows| {
+                    touched.clear();
+                    let touched = watched.then_some(&mut touched);
+                    driver.transaction(|tx| apply::apply(tx, lead, &mut arrived, &message, rows, touched))
+                };
+                let applied = match apply(driver, Rows::AsTheyCome) {
+                    Err(error) if is_constraint(&error) => apply(driver, Rows::StepOutFirst),
+                    applied => applied,
+                }?;
                 for (shape, record, kind) in touched {
                     let kind = match kind {
                         EntryKind::Upsert => ChangeKind::Upsert,
@@ -374,8 +385,8 @@ impl Session<'_> {
                 if let Applied::To(_) = applied {
                     driver.publish()?;
                 }
-                // Freeing the batch is work too; it is done where nobody waits for the writer.
-                Ok((applied, batch))
+                // Freeing what arrived is work too; it is done where nobody waits for the writer.
+                Ok((applied, arrived))
             })
             .await?;
         match applied {

@@ -337,11 +337,10 @@ impl Columns {
                         usize::from(*self.shape_of.get(change).ok_or_else(|| bad("a change has no shape"))?);
                     let shape =
                         shapes.get(shape_index).ok_or_else(|| bad("a change has an unknown shape"))?;
-                    let row: Vec<Value> = readers[shape_index]
-                        .iter_mut()
-                        .map(Reader::next)
-                        .collect::<Option<_>>()
-                        .ok_or_else(|| bad("a column ends before its rows"))?;
+                    let mut row = Vec::with_capacity(shape.fields.len());
+                    for reader in &mut readers[shape_index] {
+                        row.push(reader.next().ok_or_else(|| bad("a column ends before its rows"))?);
+                    }
                     let fields = match self.fields_of[change] as usize {
                         0 => None,
                         set => {
