@@ -258,7 +258,8 @@ impl Library {
         self.inner.changes.subscribe()
     }
 
-    /// Waits until what is committed here now is in the log, and what is in the leader's log now is here.
+    /// Waits until what is committed here now is in the log, and what is in the leader's log now is here. The status
+    /// shows it then.
     ///
     /// Waits as long as the leader cannot be reached: [`Library::status`] says why. Wrap it in a timeout where that
     /// may be too long.
@@ -266,19 +267,22 @@ impl Library {
     /// # Errors
     /// [`Error::Stopped`] and [`Error::LinkStopped`] when it would wait for ever.
     pub async fn barrier(&self) -> Result<(), Error> {
-        let leads = self
+        let own_top = self
             .inner
             .engine
             .step(|driver| {
                 driver.transaction(seal::seal_all)?;
                 driver.publish()?;
-                Ok(store::replica(driver.store.connection())?.is_some_and(|r| r.is_leader()))
+                let conn = driver.store.connection();
+                let leads = store::replica(conn)?.is_some_and(|r| r.is_leader());
+                leads.then(|| store::top(conn)).transpose()
             })
             .await?;
-        if leads {
-            return Ok(());
-        }
-        let top = node::ask_top(&self.inner).await?;
+        // On the leader all is done by now; the status is waited for, so that it tells no older position.
+        let top = match own_top {
+            Some(top) => top,
+            None => node::ask_top(&self.inner).await?,
+        };
         self.reached(top).await
     }
 

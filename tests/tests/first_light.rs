@@ -20,3 +20,21 @@ async fn a_model_saved_on_the_leader_appears_on_the_follower() {
     assert_eq!(here.len(), 3);
     assert_eq!(here, there);
 }
+
+#[tokio::test]
+async fn the_status_shows_what_a_barrier_waited_for() {
+    let pair = pair::<(tag::Entity,)>().await.unwrap();
+    for i in 0..50 {
+        let tag = tag::ActiveModel {
+            name: Set(format!("tag {i}")),
+            color: Set("#fff".into()),
+            ..Default::default()
+        };
+        tag.save(&pair.leader.db).await.unwrap();
+        pair.leader.library.barrier().await.unwrap();
+        let shown = pair.leader.library.status().borrow().position;
+        assert_eq!(shown, pair.leader.library.position().await.unwrap(), "after {i}");
+        pair.follower.library.barrier().await.unwrap();
+        assert!(pair.follower.library.status().borrow().position >= shown, "after {i}");
+    }
+}
