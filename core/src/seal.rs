@@ -267,7 +267,6 @@ struct Sink<'c> {
     withheld: u64,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there is one for each seal")]
 enum Target<'c> {
     Log(Appender<'c>),
     Pending,

@@ -26,10 +26,6 @@ pub(crate) const HISTORY_MAX: usize = 1024;
 
 /// What two nodes say to each other about one library.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one is the usual one, and a channel holds few at a time"
-)]
 pub(crate) enum Message {
     /// Follower, first message of its subscription: where it stands. `history` holds the newest runs of its log,
     /// ascending; `complete` says that they reach back to seq 1.
