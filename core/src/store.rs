@@ -291,6 +291,15 @@ impl Store {
         }
     }
 
+    /// Whether nothing waits to be sealed.
+    pub(crate) fn is_outbox_empty(&self) -> Result<bool, Error> {
+        Ok(!self.conn.prepare_cached("SELECT 1 FROM sync_outbox LIMIT 1")?.exists([])?)
+    }
+
+    pub(crate) fn models(&self) -> &[Model] {
+        &self.models
+    }
+
     pub(crate) fn connection(&self) -> &Connection {
         &self.conn
     }

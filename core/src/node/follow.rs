@@ -383,7 +383,7 @@ impl Session<'_> {
                     let _ = changes.send(AppliedChange { model: shape.model.clone(), record, kind });
                 }
                 if let Applied::To(_) = applied {
-                    driver.publish()?;
+                    driver.tell(None)?;
                 }
                 // Freeing what arrived is work too; it is done where nobody waits for the writer.
                 Ok((applied, arrived))
