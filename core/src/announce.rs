@@ -2,8 +2,10 @@
 //!
 //! While an application migrates its schema the capture triggers are off, and a table that is rebuilt loses them.
 //! Such a table is suspect: when its library is next opened every row is compared with what the log, or what is
-//! pending, last said of its record, on the fields that both know. What differs is put into the outbox as if it had
-//! just been written; a row that says what the log says costs no entry, so that adding a column sends nothing.
+//! pending, last said of its record; a field that it did not say counts as what every device fills it with. What differs
+//! is put into the outbox as if it had just been written; a row that says what the log says costs no entry, so that
+//! adding a column sends nothing. Fields that were never said are the leader's to tell: every device migrates alike, and
+//! one of them is enough.
 
 use std::collections::{HashMap, HashSet};
 
@@ -67,6 +69,7 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
         Ok(())
     };
     let model_row = log::model_row(tx.conn, shape_of)?;
+    let leads = tx.replica()?.is_leader();
     let mut found = 0;
     let mut seen = HashSet::new();
     let mut select =
@@ -79,8 +82,11 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
         let differs = match last_said(tx, model_row, &record)? {
             None => Some(1),
             Some(said) => {
-                let known = shape_of.fields.iter().zip(&row);
-                known.into_iter().any(|(f, v)| said.get(f).is_some_and(|s| s != v)).then_some(4)
+                let unsaid = |fill, v| leads && fill != v;
+                let mut fields = shape_of.fields.iter().zip(&model.fills).zip(&row);
+                fields
+                    .any(|((f, fill), v)| said.get(f).map_or_else(|| unsaid(fill, v), |s| s != v))
+                    .then_some(4)
             }
         };
         if let Some(kind) = differs {
