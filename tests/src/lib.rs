@@ -2,5 +2,4 @@
 
 pub mod cabinet;
 pub mod file_manager;
-pub mod sample;
 pub mod scene;
