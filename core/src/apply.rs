@@ -3,8 +3,8 @@
 //! One transaction for a batch, with the position in it, so that a crash leaves the batch applied or not begun. Every
 //! entry is appended; of each record only the last image in the batch is written to its table. Rows are first written
 //! as they come. Where that meets a constraint, as when two records swap a unique value, all touched rows step out of
-//! their tables and the images go in: what the leader held at the end of a group satisfies its constraints, so this
-//! does too.
+//! their tables and the last images go in: what the leader held at the end of a group satisfies its constraints, so
+//! this does too.
 //!
 //! A part of a group that is larger than a batch is kept packed in `sync_incoming` until the group is whole.
 
@@ -16,7 +16,8 @@ use crate::{
     entry::{Batch, Body, Change, EntryKind, Shape},
     error::Error,
     id::{OriginSeq, Position, Seq, Term},
-    log::{self, Appender},
+    layout::{Layouts, RecordId},
+    log::{self, Appender, LogReader},
     seal::{self, Bound, bind, read_value},
     store::{Model, RowSql, Tx, origin_row, top},
     value::Value,
@@ -36,6 +37,8 @@ pub(crate) enum Applied {
     Stale(Term),
     /// An entry that this log holds differs from the one that was sent.
     Differs(Seq),
+    /// The sender does not keep to the protocol: what is wrong with the batch.
+    Unsound(&'static str),
 }
 
 /// Records touched by a batch, for events: model, record, kind.
@@ -45,7 +48,7 @@ pub(crate) type Touched = Vec<(Arc<Shape>, String, EntryKind)>;
 pub(crate) fn apply(
     tx: &mut Tx<'_>,
     lead: Term,
-    mut batch: Batch,
+    batch: &mut Batch,
     message: &[u8],
     touched: Option<&mut Touched>,
 ) -> Result<Applied, Error> {
@@ -53,22 +56,33 @@ pub(crate) fn apply(
     if lead < replica.max_seen || replica.lead.is_some() {
         return Ok(Applied::Stale(replica.max_seen));
     }
+    if batch.entries.last().is_some_and(|last| last.term > lead) {
+        return Ok(Applied::Unsound("an entry is of a higher term than its leader's"));
+    }
     if lead > replica.max_seen {
         tx.set_terms(lead, None)?;
     }
     seal::seal_all(tx)?;
     let top = top(tx.conn)?;
-    let staged: Option<u64> =
-        tx.conn.prepare_cached("SELECT max(last) FROM sync_incoming")?.query_row([], |row| row.get(0))?;
+    let staged: Option<(Seq, Seq)> = tx
+        .conn
+        .prepare_cached("SELECT min(first), max(last) FROM sync_incoming HAVING count(*) > 0")?
+        .query_row([], |row| Ok((Seq(row.get(0)?), Seq(row.get(1)?))))
+        .optional()?;
 
     if batch.after.seq < top.seq {
-        match skip_held(tx, &mut batch, top)? {
+        match skip_held(tx, batch, top)? {
             Skip::Differs(seq) => return Ok(Applied::Differs(seq)),
             Skip::All => return Ok(Applied::To(top)),
             Skip::Some => {}
         }
     }
-    let continues = staged.is_some_and(|last| batch.after.seq == Seq(last));
+    let continues = staged.is_some_and(|(_, last)| batch.after.seq == last);
+    if continues
+        && !matches!(batch.groups.as_slice(), [group] if Some(group.first) == staged.map(|(first, _)| first))
+    {
+        return Ok(Applied::Unsound("a part of a group is followed by something else"));
+    }
     if batch.after != top && !continues {
         return Ok(Applied::OutOfOrder(top));
     }
@@ -84,13 +98,13 @@ pub(crate) fn apply(
         return Ok(Applied::Staged(last));
     }
     let parts = if continues { Parts::Staged } else { Parts::None };
-    let position = append(tx, top, parts, &batch)?;
-    write_rows(tx, parts, &batch)?;
+    let position = append(tx, top, parts, batch)?;
+    write_rows(tx, parts, batch)?;
     if parts == Parts::Staged {
         tx.conn.execute("DELETE FROM sync_incoming", [])?;
     }
     if let Some(touched) = touched {
-        each_part(tx, parts, &batch, |_, part| {
+        each_part(tx, parts, batch, |_, part| {
             touched.extend(part.entries.iter().filter_map(|entry| match &entry.body {
                 Body::Change(c) => Some((Arc::clone(&c.shape), c.record.clone(), c.kind)),
                 _ => None,
@@ -112,9 +126,15 @@ enum Skip {
 /// Takes out of the batch what the log holds, after checking that it is the same.
 fn skip_held(tx: &Tx<'_>, batch: &mut Batch, top: Position) -> Result<Skip, Error> {
     let held = batch.entries.iter().take_while(|e| e.seq <= top.seq).count();
-    for entry in &batch.entries[..held] {
-        if log::term_at(tx.conn, entry.seq)? != entry.term {
+    let mine = LogReader::new(tx.models).read(tx.conn, batch.after.seq, top.seq.min(batch.last()))?;
+    for (i, entry) in batch.entries[..held].iter().enumerate() {
+        if mine.entries.get(i) != Some(entry) {
             return Ok(Skip::Differs(entry.seq));
+        }
+    }
+    for (i, group) in batch.groups.iter().take_while(|g| g.first <= top.seq).enumerate() {
+        if mine.groups.get(i) != Some(group) {
+            return Ok(Skip::Differs(group.first));
         }
     }
     batch.entries.drain(..held);
@@ -175,7 +195,7 @@ fn append(tx: &mut Tx<'_>, top: Position, parts: Parts, batch: &Batch) -> Result
     for group in &batch.groups {
         let row = origin_row(tx.conn, group.origin, group.device)?;
         log::push_group(tx.conn, group, row)?;
-        let last_n = OriginSeq(group.first_n.0 + (group.last.0 - group.first.0));
+        let last_n = OriginSeq(group.first_n.0.saturating_add(group.last.0.saturating_sub(group.first.0)));
         log::raise_vector(tx.conn, row, last_n)?;
         tx.conn
             .prepare_cached("DELETE FROM sync_pending WHERE origin = ?1 AND n <= ?2 AND tag = ?3")?
@@ -208,7 +228,7 @@ fn write_rows(tx: &mut Tx<'_>, parts: Parts, batch: &Batch) -> Result<(), Error>
             tx.conn.prepare_cached("ROLLBACK TO rows")?.execute([])?;
             let mut kept = LocalValues::new();
             each_part(tx, parts, batch, |tx, part| write_part(tx, part, Write::StepOut(&mut kept)))?;
-            each_part(tx, parts, batch, |tx, part| write_part(tx, part, Write::Images))
+            each_part(tx, parts, batch, |tx, part| write_part(tx, part, Write::LastImages))
                 .map_err(|error| explain(tx, error))?;
             for ((model, _), (key, values)) in kept {
                 let sql = tx.models[model].sql.update_local.as_deref().unwrap_or_default();
@@ -259,8 +279,11 @@ fn explain(tx: &Tx<'_>, error: Error) -> Error {
 type LocalValues = HashMap<(usize, String), (Vec<Value>, Vec<Value>)>;
 
 enum Write<'k> {
-    /// Upserts and deletes.
+    /// Upserts and deletes, the last of each record in the part.
     Images,
+    /// The same, but only where no later entry of the record is in the log: an image that another part of the group
+    /// replaces may be in the way of a third record's.
+    LastImages,
     /// Deletes all, keeping what is local.
     StepOut(&'k mut LocalValues),
 }
@@ -286,13 +309,25 @@ fn write_part(tx: &Tx<'_>, part: &Batch, mut write: Write<'_>) -> Result<(), Err
         let Some(writer) = writer else { continue };
         match &mut write {
             Write::StepOut(kept) => writer.step_out(tx, change, kept)?,
-            Write::Images => match pending.then(|| overlaid(tx, change)).transpose()?.flatten() {
-                Some(overlaid) => writer.write(&overlaid)?,
-                None => writer.write(change)?,
-            },
+            Write::LastImages if is_replaced(tx, entry.seq, change)? => {}
+            Write::Images | Write::LastImages => {
+                match pending.then(|| overlaid(tx, change)).transpose()?.flatten() {
+                    Some(overlaid) => writer.write(&overlaid)?,
+                    None => writer.write(change)?,
+                }
+            }
         }
     }
     Ok(())
+}
+
+/// Whether the log has a later entry of the record.
+fn is_replaced(tx: &Tx<'_>, seq: Seq, change: &Change) -> Result<bool, Error> {
+    let mut later = tx.conn.prepare_cached(
+        "SELECT 1 FROM sync_entry WHERE record = ?2 AND seq > ?3 AND kind IN (1, 2)
+            AND model = (SELECT id FROM sync_model WHERE name = ?1) LIMIT 1",
+    )?;
+    Ok(later.exists(params![change.shape.model, change.record, seq.0])?)
 }
 
 fn key_of(change: &Change) -> (&str, &str) {
@@ -320,22 +355,22 @@ fn has_pending(tx: &Tx<'_>) -> Result<bool, Error> {
 /// The entry's image with this device's pending changes of the record laid over it, in their order.
 fn overlaid(tx: &Tx<'_>, change: &Change) -> Result<Option<Change>, Error> {
     let mut statement = tx.conn.prepare_cached(
-        "SELECT kind, fields, data FROM sync_pending WHERE record = ?2
+        "SELECT kind, fields, layout, data FROM sync_pending WHERE record = ?2
             AND model = (SELECT id FROM sync_model WHERE name = ?1) ORDER BY id",
     )?;
-    let mut rows = statement.query(params![change.shape.model, change.record])?;
+    let mut rows = statement.query(params![change.shape.model, RecordId(&change.record)])?;
     let mut image = None;
+    let mut layouts = Layouts::new(tx.models);
     while let Some(row) = rows.next()? {
         let image = image.get_or_insert_with(|| change.clone());
-        let (kind, fields, data): (i64, Option<String>, Option<String>) =
-            (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (kind, fields, layout, data): (i64, Option<String>, i64, String) =
+            (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
         image.kind = EntryKind::from_i64(kind).unwrap_or(image.kind);
         let only = fields.as_deref().map(crate::capture::names_from_json).transpose()?;
-        for (name, value) in
-            crate::value::row_from_json(data.as_deref().unwrap_or("{}")).map_err(Error::Damaged)?
-        {
-            if only.as_ref().is_none_or(|only| only.contains(&name))
-                && let Some(i) = image.shape.fields.iter().position(|f| *f == name)
+        let shape = Arc::clone(layouts.get(tx.conn, layout)?);
+        for (name, value) in shape.fields.iter().zip(shape.read_row(image.kind, &data)?) {
+            if only.as_ref().is_none_or(|only| only.contains(name))
+                && let Some(i) = image.shape.fields.iter().position(|f| f == name)
             {
                 image.row[i] = value;
             }

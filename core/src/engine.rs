@@ -7,6 +7,7 @@
 //! sealed together.
 
 use std::{
+    fs::File,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -97,15 +98,24 @@ pub(crate) struct Driver {
     pulse: watch::Sender<Pulse>,
     /// Sealing begins when the replica knows which device it is.
     seals: bool,
+    /// Keeps the database to this engine, until the thread has ended.
+    _lock: Arc<File>,
+}
+
+impl Drop for Driver {
+    /// However the thread ends, a panic included, those who wait learn of it.
+    fn drop(&mut self) {
+        self.pulse.send_modify(|pulse| pulse.stopped = true);
+    }
 }
 
 impl Engine {
     /// Starts the thread.
-    pub(crate) fn start(store: Store, gate: Arc<WriteGate>) -> Result<Self, Error> {
+    pub(crate) fn start(store: Store, gate: Arc<WriteGate>, lock: Arc<File>) -> Result<Self, Error> {
         let (commands, inbox) = mpsc::sync_channel(STEPS_QUEUE);
         let (sender, pulse) = watch::channel(Pulse::default());
         let waker = Waker { woken: Arc::new(AtomicBool::new(false)), commands: commands.clone() };
-        let driver = Driver { store, gate, pulse: sender, seals: false };
+        let driver = Driver { store, gate, pulse: sender, seals: false, _lock: lock };
         let woken = Arc::clone(&waker.woken);
         let thread = thread::Builder::new()
             .name("tidelog".into())
@@ -201,7 +211,6 @@ impl Driver {
                 };
             }
         }
-        self.pulse.send_modify(|pulse| pulse.stopped = true);
     }
 
     /// One seal. Whether more waits, and how long the writer was held.

@@ -47,6 +47,8 @@ pub(crate) struct Shape {
     pub(crate) fields: Vec<String>,
     /// Indices of the key among them.
     pub(crate) key: Vec<usize>,
+    /// For each field whether its 16-byte BLOBs are UUIDs, which the log shows as such.
+    pub(crate) uuids: Vec<bool>,
 }
 
 /// A change to a record, and what came of it.
@@ -180,7 +182,9 @@ impl Batch {
 /// where both logs have a run of the same term the runs begin at the same seq, unless one side sent only its newest
 /// runs; the overlap decides.
 pub(crate) fn common_prefix(mine: &[Run], my_top: Seq, theirs: &[Run], their_top: Seq) -> Seq {
-    let end = |runs: &[Run], i: usize, top: Seq| runs.get(i + 1).map_or(top, |next| Seq(next.first.0 - 1));
+    let end = |runs: &[Run], i: usize, top: Seq| {
+        runs.get(i + 1).map_or(top, |next| Seq(next.first.0.saturating_sub(1)))
+    };
     for (i, run) in theirs.iter().enumerate().rev() {
         if let Some(j) = mine.iter().rposition(|m| m.term == run.term) {
             let last = end(theirs, i, their_top).min(end(mine, j, my_top));
@@ -216,5 +220,6 @@ mod tests {
         assert_eq!(prefix(&a, 30, &fork, 18), 14, "they part where the terms part");
         assert_eq!(prefix(&a, 30, &[run(1, 9, 1)], 5), 0, "nothing in common");
         assert_eq!(prefix(&a, 30, &a[1..], 30), 30, "only the newest runs were sent");
+        assert_eq!(prefix(&a, 30, &[run(1, 1, 1), run(0, 9, 1)], 5), 0, "a first seq that no log has");
     }
 }

@@ -113,7 +113,7 @@ impl LibraryBuilder {
             })
             .collect();
         let path = self.db.path().to_owned();
-        let lock = lock(&path)?;
+        let lock = Arc::new(lock(&path)?);
         make_tables(&self.db).await?;
         let recorders: Vec<_> = models.iter().map(|(m, r)| (m.id, *r)).collect();
         let readers = models.iter().map(|(m, r)| Model::new(m.clone(), *r)).collect();
@@ -134,7 +134,7 @@ impl LibraryBuilder {
         let (store, id, position, replica) = tokio::task::spawn_blocking(opened)
             .await
             .map_err(|e| Error::Stopped { reason: e.to_string() })??;
-        let engine = Engine::start(store, Arc::clone(&gate))?;
+        let engine = Engine::start(store, Arc::clone(&gate), Arc::clone(&lock))?;
         let waker = engine.waker();
         let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || waker.wake());
         let listener = gate.on_commit(Arc::clone(&wake));
@@ -171,15 +171,27 @@ impl LibraryBuilder {
             _notices: notices,
             _lock: lock,
         };
-        Ok(Library { inner: Arc::new(inner) })
+        let inner = Arc::new(inner);
+        Ok(Library { held: Arc::new(Held(Arc::clone(&inner))), inner })
     }
 }
 
-/// An open library. Cheap to clone; the engine stops when the last clone is dropped or [`Library::shutdown`] is
-/// called.
+/// An open library. Cheap to clone. [`Library::shutdown`] ends it in good order; when the last clone is dropped, it
+/// ends too, soon and in the middle of whatever it does: what is committed stays, and goes on at the next opening.
 #[derive(Clone)]
 pub struct Library {
     pub(crate) inner: Arc<Inner>,
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    held: Arc<Held>,
+}
+
+/// Ends the node with the last clone of the library: its tasks hold [`Inner`], which ends the engine.
+struct Held(Arc<Inner>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop(lock_node(&self.0.node).take());
+    }
 }
 
 pub(crate) struct Inner {
@@ -194,7 +206,7 @@ pub(crate) struct Inner {
     node: Mutex<Option<Node>>,
     _listener: CommitListener,
     _notices: crate::notice::Subscription,
-    _lock: File,
+    _lock: Arc<File>,
 }
 
 impl Inner {

@@ -48,8 +48,14 @@ pub(crate) struct Shared {
     pub(crate) library: Arc<Inner>,
     pub(crate) transport: SharedTransport,
     /// What each follower confirmed in this term. Only in memory: a new term begins with none.
-    pub(crate) slots: Mutex<HashMap<DeviceId, Position>>,
+    pub(crate) slots: Mutex<HashMap<DeviceId, Slot>>,
     pub(crate) stop: watch::Receiver<bool>,
+}
+
+/// What a follower confirmed, and on which of its channels: one that breaks late must not take the slot of the next.
+pub(crate) struct Slot {
+    channel: u64,
+    confirmed: Position,
 }
 
 impl Shared {
@@ -74,15 +80,17 @@ impl Shared {
     }
 
     /// Notes what a follower confirmed, and shows it.
-    fn set_slot(&self, device: DeviceId, confirmed: Option<Position>) {
+    fn set_slot(&self, device: DeviceId, channel: u64, confirmed: Option<Position>) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = slots.get(&device).map_or(0, |slot| slot.channel);
         match confirmed {
-            Some(position) => slots.insert(device, position),
-            None => slots.remove(&device),
-        };
+            Some(confirmed) if channel >= newest => drop(slots.insert(device, Slot { channel, confirmed })),
+            None if channel == newest => drop(slots.remove(&device)),
+            _ => return,
+        }
         let mut followers: Vec<_> = slots
             .iter()
-            .map(|(device, confirmed)| Follower { device: *device, confirmed: *confirmed })
+            .map(|(device, slot)| Follower { device: *device, confirmed: slot.confirmed })
             .collect();
         drop(slots);
         followers.sort_by_key(|f| f.device);
@@ -204,6 +212,12 @@ async fn show_pulse(shared: Arc<Shared>) {
             (status.quarantined, status.withheld) = (now.quarantined, now.withheld);
             if now.leads {
                 status.behind = Some(0);
+            } else if status.role == Role::Leader {
+                // Deposed: a follower has seen a higher term.
+                status.role = Role::Follower;
+                status.leader = None;
+                status.behind = None;
+                status.link = Link::Connecting;
             }
             if now.error.is_some() {
                 status.last_error.clone_from(&now.error);

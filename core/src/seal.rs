@@ -18,9 +18,10 @@ use crate::{
     entry::{Body, Change, Entry, EntryKind, Group},
     error::Error,
     id::{Origin, OriginSeq, Position, Seq, Term},
+    layout::{RecordId, layout_row},
     log::{self, Appender, ROW_MAX},
     store::{Captured, Minted, Replica, Tx, top},
-    value::Value,
+    value::{Value, row_to_json},
     world::tick,
 };
 
@@ -262,6 +263,7 @@ struct Sink<'c> {
     withheld: u64,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one for each seal")]
 enum Target<'c> {
     Log(Appender<'c>),
     Pending,
@@ -415,8 +417,8 @@ impl<'c> Sink<'c> {
         tx.conn
             .prepare_cached(
                 "INSERT INTO sync_pending (origin, n, tag, base_term, base_seq, seen, group_last, stamp, at, kind,
-                    model, record, existed, fields, data, before, mark, actor, priority)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+                    model, record, existed, layout, fields, data, before, mark, actor, priority)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
             )?
             .execute(params![
                 self.minted.row,
@@ -428,12 +430,13 @@ impl<'c> Sink<'c> {
                 change.stamp,
                 change.at,
                 change.kind as i64,
-                log::model_row(tx.conn, &change.shape)?,
-                change.record,
+                log::model_row(tx.conn, &change.shape.model)?,
+                RecordId(&change.record),
                 change.existed,
+                layout_row(tx.conn, &change.shape)?,
                 fields,
-                log::row_json(&change.shape, &change.row),
-                change.before.as_ref().map(|row| log::row_json(&change.shape, row)),
+                row_text(change, &change.row),
+                change.before.as_ref().map(|row| row_text(change, row)),
                 change.mark,
                 change.actor,
                 priority
@@ -482,6 +485,12 @@ impl<'c> Sink<'c> {
     }
 }
 
+fn row_text(change: &Change, row: &[Value]) -> String {
+    let mut text = String::new();
+    change.shape.write_row(change.kind, row, &mut text);
+    text
+}
+
 fn size(row: &[Value]) -> usize {
     row.iter().map(Value::size).sum()
 }
@@ -493,7 +502,8 @@ enum Kept {
 }
 
 fn quarantine(conn: &Connection, change: &Change, reason: &str) -> Result<(), Error> {
-    let data = (size(&change.row) <= ROW_MAX).then(|| log::row_json(&change.shape, &change.row));
+    let data = (size(&change.row) <= ROW_MAX)
+        .then(|| row_to_json(change.shape.fields.iter().map(String::as_str), &change.row));
     tracing::warn!(
         model = change.shape.model,
         record = change.record,

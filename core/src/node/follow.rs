@@ -10,7 +10,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 use super::Shared;
@@ -55,25 +55,32 @@ pub(super) async fn follow(shared: Arc<Shared>, mut questions: Questions) {
     loop {
         tokio::select! {
             led = pulse.wait_for(|pulse| !pulse.leads || pulse.stopped) => {
-                if led.map_or(true, |pulse| pulse.stopped) { return }
+                if led.map_or(true, |pulse| pulse.stopped) {
+                    show_stopped(&shared, "the engine's thread has ended; open the library again".into());
+                    return;
+                }
             }
             () = shared.stopped() => return,
         }
         tokio::select! {
             stopped = rounds(&shared, &mut questions) => {
                 let Some(reason) = stopped else { continue };
-                tracing::error!(library = %shared.library.id, reason, "following has stopped");
-                shared.library.status.send_modify(|status| {
-                    status.last_error = Some(reason.clone());
-                    status.link = Link::Stopped { reason };
-                    status.next_retry = None;
-                });
+                show_stopped(&shared, reason);
                 shared.stopped().await;
                 return;
             }
             () = shared.stopped() => return,
         }
     }
+}
+
+fn show_stopped(shared: &Shared, reason: String) {
+    tracing::error!(library = %shared.library.id, reason, "sync has stopped");
+    shared.library.status.send_modify(|status| {
+        status.last_error = Some(reason.clone());
+        status.link = Link::Stopped { reason };
+        status.next_retry = None;
+    });
 }
 
 /// Tries one peer after the other. Ends with a reason when a person has to act, and without when this device leads.
@@ -180,17 +187,28 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
     let (unpacked, mut inbox) = mpsc::channel(AHEAD);
     let mut tasks = JoinSet::new();
     tasks.spawn(unpack(receiver, unpacked));
-    let mut session =
-        Session { shared, peer, sender, asked: Vec::new(), confirmed: top, applied: top, confirm_at: None };
+    let mut session = Session {
+        shared,
+        peer,
+        sender,
+        lead: None,
+        asked: Vec::new(),
+        confirmed: top,
+        applied: top,
+        confirm_at: None,
+    };
+    // What this device asks and confirms says nothing of the leader: only what is heard counts.
+    let mut silent_at = Instant::now() + SILENCE_MAX;
     loop {
         let confirm_at = session.confirm_at.unwrap_or_else(|| Instant::now() + SILENCE_MAX);
         tokio::select! {
             biased;
-            message = timeout(SILENCE_MAX, inbox.recv()) => match message {
+            message = timeout_at(silent_at, inbox.recv()) => match message {
                 Ok(Some(Ok((message, bytes)))) => {
                     if let Some(end) = session.take(message, bytes, &mut runs).await? {
                         return Ok(end);
                     }
+                    silent_at = Instant::now() + SILENCE_MAX;
                 }
                 Ok(Some(Err(reason))) => return Ok(End::Lost(reason)),
                 Ok(None) => return Ok(End::Lost(format!("device {peer} ended the channel"))),
@@ -239,6 +257,8 @@ struct Session<'s> {
     shared: &'s Arc<Shared>,
     peer: DeviceId,
     sender: Box<dyn MessageSender>,
+    /// The term that this session found to be no lower than any it has seen.
+    lead: Option<Term>,
     /// Who waits for the leader's top.
     asked: Vec<oneshot::Sender<Position>>,
     confirmed: Position,
@@ -303,7 +323,7 @@ impl Session<'_> {
 
     /// Adopts the leader's term; `None` if this device may follow it.
     async fn adopt(&mut self, lead: Term) -> Result<Option<End>, Error> {
-        if self.shared.library.status.borrow().leader == Some(lead.leader) {
+        if self.lead == Some(lead) {
             return Ok(None);
         }
         let seen = self
@@ -317,18 +337,22 @@ impl Session<'_> {
                 })
             })
             .await?;
-        Ok((seen > lead).then(|| End::NotLeader(Some(seen.leader))))
+        if seen > lead {
+            return Ok(Some(End::NotLeader(Some(seen.leader))));
+        }
+        self.lead = Some(lead);
+        Ok(None)
     }
 
     async fn apply(
         &mut self,
         lead: Term,
         top: Position,
-        batch: Batch,
+        mut batch: Batch,
         bytes: Vec<u8>,
     ) -> Result<Option<End>, Error> {
         let changes = self.shared.library.changes.clone();
-        let applied = self
+        let (applied, _batch) = self
             .shared
             .library
             .engine
@@ -336,7 +360,7 @@ impl Session<'_> {
                 let mut touched = Touched::new();
                 let watched = changes.receiver_count() > 0;
                 let applied = driver.transaction(|tx| {
-                    apply::apply(tx, lead, batch, &bytes, watched.then_some(&mut touched))
+                    apply::apply(tx, lead, &mut batch, &bytes, watched.then_some(&mut touched))
                 })?;
                 for (shape, record, kind) in touched {
                     let kind = match kind {
@@ -350,7 +374,8 @@ impl Session<'_> {
                 if let Applied::To(_) = applied {
                     driver.publish()?;
                 }
-                Ok(applied)
+                // Freeing the batch is work too; it is done where nobody waits for the writer.
+                Ok((applied, batch))
             })
             .await?;
         match applied {
@@ -365,6 +390,10 @@ impl Session<'_> {
             Applied::Staged(_) => Ok(None),
             Applied::OutOfOrder(position) => Ok(Some(End::Lost(format!(
                 "what device {} sent does not follow on {position}; subscribing again",
+                self.peer
+            )))),
+            Applied::Unsound(what) => Ok(Some(End::Lost(format!(
+                "device {} does not keep to the protocol: {what}; nothing of it was used",
                 self.peer
             )))),
             Applied::Stale(seen) => Ok(Some(End::NotLeader(Some(seen.leader)))),

@@ -18,7 +18,7 @@ use crate::{
     error::Error,
     id::{DeviceId, Position, Seq, Term},
     store, term,
-    transport::{Channel, MessageReceiver, MessageSender},
+    transport::{Channel, MessageReceiver, MessageSender, TransportError},
     wire::Message,
 };
 
@@ -34,6 +34,7 @@ const ASKED_QUEUE: usize = 4;
 /// Takes channels until the node stops.
 pub(super) async fn accept(shared: Arc<Shared>, mut incoming: mpsc::Receiver<Channel>) {
     let mut channels = JoinSet::new();
+    let mut number = 0u64;
     loop {
         let channel = tokio::select! {
             channel = incoming.recv() => channel,
@@ -46,17 +47,18 @@ pub(super) async fn accept(shared: Arc<Shared>, mut incoming: mpsc::Receiver<Cha
             refuse(&shared, channel.peer, channel.sender.as_mut(), reason).await;
             continue;
         }
+        number += 1;
         let shared = Arc::clone(&shared);
         channels.spawn(async move {
             let peer = channel.peer;
             tokio::select! {
-                done = serve(&shared, channel) => if let Err(error) = done {
+                done = serve(&shared, channel, number) => if let Err(error) = done {
                     tracing::warn!(library = %shared.library.id, %peer, %error, "a follower's channel ended");
                     shared.library.status.send_modify(|status| status.last_error = Some(error.to_string()));
                 },
                 () = shared.stopped() => {}
             }
-            shared.set_slot(peer, None);
+            shared.set_slot(peer, number, None);
         });
     }
     channels.shutdown().await;
@@ -77,7 +79,7 @@ struct Standing {
     is_member: bool,
 }
 
-async fn serve(shared: &Arc<Shared>, channel: Channel) -> Result<(), Error> {
+async fn serve(shared: &Arc<Shared>, channel: Channel, number: u64) -> Result<(), Error> {
     let Channel { peer, mut sender, mut receiver } = channel;
     let first = match timeout(FIRST_MESSAGE, receiver.receive()).await {
         Ok(Ok(Some(bytes))) => bytes,
@@ -100,6 +102,11 @@ async fn serve(shared: &Arc<Shared>, channel: Channel) -> Result<(), Error> {
             return Ok(());
         }
     };
+    if !ascend(&history) || (complete && history.is_empty() != (top.seq == Seq(0))) {
+        let reason = "its history is none that a log can have".to_owned();
+        refuse(shared, peer, sender.as_mut(), reason).await;
+        return Ok(());
+    }
     let configured = shared.is_configured(peer);
     let standing = shared
         .library
@@ -142,7 +149,7 @@ async fn serve(shared: &Arc<Shared>, channel: Channel) -> Result<(), Error> {
     }
     let lead = standing.max_seen;
     let (runs, my_top) = shared.library.readers.history().await?;
-    let theirs = their_history(sender.as_mut(), receiver.as_mut(), history, complete, &runs).await?;
+    let theirs = their_history(peer, sender.as_mut(), receiver.as_mut(), history, complete, &runs).await?;
     let common = common_prefix(&runs, my_top.seq, &theirs, top.seq);
     let answer = if common < standing.floor && common < my_top.seq {
         Some(Message::BelowFloor { lead, common, floor: standing.floor })
@@ -156,12 +163,16 @@ async fn serve(shared: &Arc<Shared>, channel: Channel) -> Result<(), Error> {
         sender.send(answer.encode()).await?;
         return Ok(());
     }
-    shared.set_slot(peer, Some(top));
-    subscription(shared, peer, lead, standing.floor, common, sender, receiver).await
+    shared.set_slot(peer, number, Some(top));
+    let mut listener = JoinSet::new();
+    let (tell, heard) = mpsc::channel(ASKED_QUEUE);
+    listener.spawn(listen(Arc::clone(shared), peer, number, receiver, tell));
+    subscription(shared, lead, standing.floor, common, sender, heard).await
 }
 
 /// Asks for older runs of the follower's history until one of its terms is known here, or it has no more.
 async fn their_history(
+    peer: DeviceId,
     sender: &mut dyn MessageSender,
     receiver: &mut dyn MessageReceiver,
     mut runs: Vec<Run>,
@@ -170,16 +181,36 @@ async fn their_history(
 ) -> Result<Vec<Run>, Error> {
     while !complete && !runs.iter().any(|run| mine.iter().any(|m| m.term == run.term)) {
         sender.send(Message::MoreHistory.encode()).await?;
-        match receiver.receive().await?.as_deref().map(Message::decode) {
-            Some(Ok(Message::History { runs: older, complete: all })) if !older.is_empty() || all => {
-                // Only what lies before the runs at hand can tell more; none of it is kept twice.
-                runs = older;
-                complete = all;
-            }
-            _ => return Err(Error::Damaged("the follower did not send the history it was asked for".into())),
+        let answer = timeout(FIRST_MESSAGE, receiver.receive()).await;
+        let Ok(Ok(Some(Ok(Message::History { runs: older, complete: all })))) =
+            answer.map(|bytes| bytes.map(|bytes| bytes.as_deref().map(Message::decode)))
+        else {
+            return Err(no_history(peer));
+        };
+        if older.is_empty() && !all {
+            return Err(no_history(peer));
         }
+        // Only what lies before the runs at hand can tell more. The first of those stays, to say where the older
+        // ones end.
+        let end = runs.first().copied();
+        runs = older;
+        runs.extend(end);
+        if !ascend(&runs) {
+            return Err(no_history(peer));
+        }
+        complete = all;
     }
     Ok(runs)
+}
+
+fn no_history(peer: DeviceId) -> Error {
+    let reason = "it did not send the history that it was asked for".into();
+    TransportError::Broken { peer, reason }.into()
+}
+
+/// Whether runs are what a log can have: from 1 on, each behind the one before it.
+fn ascend(runs: &[Run]) -> bool {
+    runs.first().is_none_or(|run| run.first > Seq(0)) && runs.is_sorted_by(|a, b| a.first < b.first)
 }
 
 /// What the task that listens tells the one that sends.
@@ -191,16 +222,12 @@ enum Heard {
 /// Sends entries from `cursor` on, until the channel ends or this device no longer leads.
 async fn subscription(
     shared: &Arc<Shared>,
-    peer: DeviceId,
     lead: Term,
     floor: Seq,
     mut cursor: Seq,
     mut sender: Box<dyn MessageSender>,
-    receiver: Box<dyn MessageReceiver>,
+    mut heard: mpsc::Receiver<Heard>,
 ) -> Result<(), Error> {
-    let (tell, mut heard) = mpsc::channel(ASKED_QUEUE);
-    let mut listener = JoinSet::new();
-    listener.spawn(listen(Arc::clone(shared), peer, receiver, tell));
     let mut pulse: watch::Receiver<Pulse> = shared.library.engine.pulse();
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -213,6 +240,11 @@ async fn subscription(
         };
         if cursor < top.seq {
             let (message, last) = shared.library.readers.entries(lead, floor, cursor, top).await?;
+            if last <= cursor {
+                return Err(Error::Damaged(format!(
+                    "the log reaches to {top} but has no entry after {cursor}"
+                )));
+            }
             sender.send(message).await?;
             cursor = last;
             heartbeat.reset();
@@ -249,6 +281,7 @@ async fn send_top(
 async fn listen(
     shared: Arc<Shared>,
     peer: DeviceId,
+    number: u64,
     mut receiver: Box<dyn MessageReceiver>,
     tell: mpsc::Sender<Heard>,
 ) {
@@ -261,7 +294,7 @@ async fn listen(
         };
         match Message::decode(&bytes) {
             Ok(Message::Confirm { position, .. }) => {
-                shared.set_slot(peer, Some(position));
+                shared.set_slot(peer, number, Some(position));
                 if noted.is_none_or(|at: tokio::time::Instant| at.elapsed() >= NOTE_EVERY) {
                     noted = Some(tokio::time::Instant::now());
                     note(&shared, peer, position).await;

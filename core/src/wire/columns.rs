@@ -1,7 +1,8 @@
 //! A batch of entries, column by column.
 //!
 //! Deletions carry the values of their key only, upserts the whole row. Of a row's record id nothing is sent: it
-//! follows from the key. Reading checks that every count fits every other before anything is built.
+//! follows from the key. Reading checks that every count fits every other before anything is built, and that what
+//! the log relies on holds: numbers leave room to count on, terms do not fall, groups are whole or one is in part.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -11,8 +12,13 @@ use super::Unreadable;
 use crate::{
     entry::{Batch, Body, Change, Entry, EntryKind, Group, Shape},
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
+    log::BATCH_ENTRIES,
     value::{self, Value},
 };
+
+/// Largest number or stamp that is taken from a peer: half of what SQLite keeps, so that counting on from it never
+/// overflows.
+const NUMBER_MAX: u64 = 1 << 62;
 
 /// [`Batch`] as it travels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +64,8 @@ struct ShapeHead {
     model: String,
     fields: Vec<String>,
     key: Vec<u16>,
+    /// Indices of the fields that hold UUIDs.
+    uuids: Vec<u16>,
 }
 
 /// The values of one field: a class for each row, and the classes' contents one after the other.
@@ -252,6 +260,12 @@ impl Columns {
     pub(crate) fn into_batch(self) -> Result<Batch, Unreadable> {
         let bad = |what: &str| Unreadable(format!("entries: {what}"));
         let count = self.kinds.0.len();
+        if count > BATCH_ENTRIES {
+            return Err(Unreadable(format!("entries: {count} are over the limit of {BATCH_ENTRIES}")));
+        }
+        if self.after.seq.0 > NUMBER_MAX {
+            return Err(bad("their position is over the limit"));
+        }
         if self.stamps.len() != count || self.ats.len() != count {
             return Err(bad("their columns differ in length"));
         }
@@ -278,33 +292,38 @@ impl Columns {
             std::iter::repeat_n(false, *without as usize).chain(std::iter::repeat_n(true, *with as usize))
         });
         let groups: Vec<Group> = self.groups.into_iter().map(GroupHead::into_group).collect();
+        check_groups(&groups, self.after.seq, Seq(self.after.seq.0 + count as u64)).map_err(bad)?;
         let mut members = self.members.into_iter();
         let mut notes = self.notes.into_iter().peekable();
         let mut entries = Vec::with_capacity(count);
         let (mut stamp, mut at, mut change) = (0u64, 0i64, 0usize);
-        let (mut group, mut in_group) = (0usize, 0u64);
+        let mut group = 0usize;
+        let mut term_before = self.after.term;
         for (i, kind) in self.kinds.0.iter().enumerate() {
             let seq = Seq(self.after.seq.0 + 1 + i as u64);
             let term = terms.next().ok_or_else(|| bad("an entry has no term"))?;
+            if term < term_before {
+                return Err(bad("their terms fall"));
+            }
+            if term.number > NUMBER_MAX || term.incarnation.counter > NUMBER_MAX {
+                return Err(bad("a term is over the limit"));
+            }
+            term_before = term;
             stamp = stamp.wrapping_add(self.stamps[i] as u64);
+            if stamp > NUMBER_MAX {
+                return Err(bad("a stamp is over the limit"));
+            }
             at = at.wrapping_add(self.ats[i]);
-            let n = if numbered.next().ok_or_else(|| bad("an entry has neither number nor none"))? {
-                while groups.get(group).is_some_and(|g| g.last < seq) {
-                    group += 1;
-                    in_group = 0;
-                }
-                let head = groups
-                    .get(group)
-                    .filter(|g| g.first <= seq)
-                    .ok_or_else(|| bad("a change is in no group"))?;
-                // A batch that opens in the middle of a group counts on from the group's first entry.
-                if in_group == 0 {
-                    in_group = seq.0 - head.first.0;
-                }
-                in_group += 1;
-                Some(OriginSeq(head.first_n.0 + in_group - 1))
-            } else {
-                None
+            while groups.get(group).is_some_and(|g| g.last < seq) {
+                group += 1;
+            }
+            let head = groups.get(group).filter(|g| g.first <= seq);
+            let n = match (numbered.next(), head) {
+                (Some(true), Some(head)) => Some(OriginSeq(head.first_n.0 + (seq.0 - head.first.0))),
+                (Some(false), None) => None,
+                (Some(true), None) => return Err(bad("a change is in no group")),
+                (Some(false), Some(_)) => return Err(bad("an entry of a group has no number")),
+                (None, _) => return Err(bad("an entry has neither number nor none")),
             };
             let body = match EntryKind::from_i64(i64::from(*kind)).ok_or_else(|| bad("a kind is unknown"))? {
                 EntryKind::TermStart => Body::TermStart { stamp, at },
@@ -325,16 +344,20 @@ impl Columns {
                         .ok_or_else(|| bad("a column ends before its rows"))?;
                     let fields = match self.fields_of[change] as usize {
                         0 => None,
-                        set => Some(
-                            self.field_sets
+                        set => {
+                            let set = self
+                                .field_sets
                                 .get(set - 1)
-                                .ok_or_else(|| bad("a set of fields is missing"))?
-                                .clone(),
-                        ),
+                                .ok_or_else(|| bad("a set of fields is missing"))?;
+                            // Checked before it is copied: one long set for every change would be much memory.
+                            if set.len() > shape.fields.len()
+                                || set.iter().any(|f| usize::from(*f) >= shape.fields.len())
+                            {
+                                return Err(bad("a changed field does not exist"));
+                            }
+                            Some(set.clone())
+                        }
                     };
-                    if fields.iter().flatten().any(|f| usize::from(*f) >= shape.fields.len()) {
-                        return Err(bad("a changed field does not exist"));
-                    }
                     let (mark, actor) = match notes.next_if(|(index, ..)| *index as usize == change) {
                         Some((_, mark, actor)) => (mark, actor),
                         None => (None, None),
@@ -371,6 +394,30 @@ impl Columns {
     }
 }
 
+/// Whether groups are sound for entries after `after` up to `last`: in order, in the batch, whole; or a single one,
+/// of which the batch is a part.
+fn check_groups(groups: &[Group], after: Seq, last: Seq) -> Result<(), &'static str> {
+    let mut before = Seq(0);
+    for group in groups {
+        if group.first <= before || group.last < group.first {
+            return Err("their groups are out of order");
+        }
+        before = group.last;
+        if group.first > last || group.last <= after {
+            return Err("a group has no entry among them");
+        }
+        let largest = group.last.0.max(group.first_n.0).max(group.base.seq.0);
+        if group.first_n.0 == 0 || largest > NUMBER_MAX {
+            return Err("a group's numbers are over the limits");
+        }
+        let part = group.first <= after || group.last > last;
+        if part && (groups.len() > 1 || group.first > Seq(after.0 + 1)) {
+            return Err("a part of a group comes with something else");
+        }
+    }
+    Ok(())
+}
+
 impl Shape {
     /// The canonical record id of a row of this shape.
     pub(crate) fn record_id(&self, row: &[Value]) -> String {
@@ -384,13 +431,16 @@ impl ShapeHead {
             model: shape.model.clone(),
             fields: shape.fields.clone(),
             key: shape.key.iter().map(|&i| u16::try_from(i).unwrap_or(u16::MAX)).collect(),
+            uuids: (0..).zip(&shape.uuids).filter(|(_, is_uuid)| **is_uuid).map(|(i, _)| i).collect(),
         }
     }
 
     fn into_shape(self) -> Option<Shape> {
         let key: Vec<usize> = self.key.into_iter().map(usize::from).collect();
-        let sound = !key.is_empty() && key.iter().all(|&i| i < self.fields.len());
-        sound.then_some(Shape { model: self.model, fields: self.fields, key })
+        let sound =
+            !key.is_empty() && key.len() <= self.fields.len() && key.iter().all(|&i| i < self.fields.len());
+        let uuids = (0..self.fields.len()).map(|i| self.uuids.iter().any(|&u| usize::from(u) == i)).collect();
+        sound.then_some(Shape { model: self.model, fields: self.fields, key, uuids })
     }
 }
 
@@ -436,18 +486,25 @@ mod tests {
             model: "entry".into(),
             fields: ["id", "name", "size", "ratio", "raw"].map(String::from).to_vec(),
             key: vec![0],
+            uuids: vec![true, false, false, false, false],
         });
         let tag = Arc::new(Shape {
             model: "entry_tag".into(),
             fields: vec!["e".into(), "t".into()],
             key: vec![0, 1],
+            uuids: vec![false; 2],
         });
-        let change = |shape: &Arc<Shape>, kind, fields, row: Vec<Value>, stamp, mark: Option<&str>| {
+        let change = |shape: &Arc<Shape>,
+                      kind,
+                      fields: Option<Vec<u16>>,
+                      row: Vec<Value>,
+                      stamp,
+                      mark: Option<&str>| {
             Body::Change(Change {
                 shape: Arc::clone(shape),
                 record: shape.record_id(&row),
                 kind,
-                existed: fields != None::<Vec<u16>>,
+                existed: fields.is_some(),
                 fields,
                 row,
                 before: None,
@@ -474,7 +531,7 @@ mod tests {
             (Some(1), Body::Member { device: DeviceId([7; 32]), stamp: 60, at: 0 }),
             (Some(2), change(&wide, EntryKind::Upsert, None, row(1), 70, None)),
             (Some(3), change(&tag, EntryKind::Upsert, None, vec![text("a"), text("b")], 71, Some("m"))),
-            (Some(4), change(&wide, EntryKind::Upsert, Some(vec![1, 3]), row(1), u64::MAX, None)),
+            (Some(4), change(&wide, EntryKind::Upsert, Some(vec![1, 3]), row(1), NUMBER_MAX, None)),
             (Some(5), change(&wide, EntryKind::Delete, Some(vec![]), gone, 3, Some("n"))),
         ];
         let entries = bodies
@@ -509,6 +566,57 @@ mod tests {
         batch.groups.remove(0);
         batch.after = Position { term: term(5), seq: Seq(14) };
         assert_eq!(Columns::of(&batch).into_batch().expect("builds"), batch);
+    }
+
+    /// What reading says of a sample that was tampered with.
+    fn refusal(tamper: impl FnOnce(&mut Columns)) -> String {
+        let mut columns = Columns::of(&sample());
+        tamper(&mut columns);
+        columns.into_batch().expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn numbers_that_would_overflow_are_refused() {
+        let text = refusal(|c| c.after.seq = Seq(u64::MAX));
+        assert!(
+            text.contains("position is over the limit") && text.contains("nothing of it was used"),
+            "{text}"
+        );
+        let text = refusal(|c| c.groups[1].first_n = OriginSeq(u64::MAX));
+        assert!(text.contains("numbers are over the limits"), "{text}");
+        let text = refusal(|c| c.groups[1].last = Seq(u64::MAX));
+        assert!(text.contains("limit") || text.contains("part of a group"), "{text}");
+        let text = refusal(|c| c.stamps[0] = -1);
+        assert!(text.contains("a stamp is over the limit"), "{text}");
+        let text = refusal(|c| c.terms[1].1.number = u64::MAX);
+        assert!(text.contains("a term is over the limit"), "{text}");
+    }
+
+    #[test]
+    fn groups_that_do_not_fit_their_entries_are_refused() {
+        for (tamper, says) in [
+            (
+                Box::new(|c: &mut Columns| c.groups.swap(0, 1)) as Box<dyn FnOnce(&mut Columns)>,
+                "out of order",
+            ),
+            (Box::new(|c| c.groups[0].first = Seq(14)), "out of order"),
+            (Box::new(|c| c.groups[0] = GroupHead::of(&group(1, 3, 1))), "no entry among them"),
+            (Box::new(|c| c.groups[1].last = Seq(20)), "a part of a group comes with something else"),
+            (Box::new(|c| drop(c.groups.remove(0))), "a change is in no group"),
+            (Box::new(|c| c.groups[0].first = Seq(11)), "has no number"),
+            (Box::new(|c| c.terms.swap(0, 1)), ""),
+            (Box::new(|c| c.terms[0].1 = term(6)), "terms fall"),
+            (Box::new(|c| c.field_sets[0] = vec![0; 100_000]), "field does not exist"),
+        ] {
+            let text = refusal(tamper);
+            assert!(text.contains(says), "{says}: {text}");
+        }
+    }
+
+    #[test]
+    fn more_entries_than_a_batch_holds_are_refused_before_they_are_built() {
+        let text = refusal(|c| c.kinds.0 = vec![3; BATCH_ENTRIES + 1]);
+        assert!(text.contains("8193 are over the limit of 8192"), "{text}");
     }
 
     #[test]
