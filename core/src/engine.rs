@@ -264,11 +264,17 @@ impl Driver {
     }
 
     /// Runs a step in a transaction, in turn with the application's writers.
+    ///
+    /// # Errors
+    /// The step's; before it, that the schema was changed and no longer carries the models.
     pub(crate) fn transaction<T>(
         &mut self,
         step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let _guard = self.gate.acquire_blocking(PATIENCE);
+        if self.seals {
+            self.store.follow_schema()?;
+        }
         self.store.transaction(step)
     }
 

@@ -6,7 +6,6 @@
 
 pub mod cabinet;
 pub mod file_manager;
-pub mod sample;
 pub mod scene;
 
 /// Keeps the code in the README compiling.
