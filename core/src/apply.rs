@@ -77,7 +77,9 @@ pub(crate) fn apply(
         }
     }
     let continues = staged.is_some_and(|(_, last)| batch.after.seq == last);
-    if continues && !matches!(batch.groups.as_slice(), [group] if Some(group.first) == staged.map(|(first, _)| first)) {
+    if continues
+        && !matches!(batch.groups.as_slice(), [group] if Some(group.first) == staged.map(|(first, _)| first))
+    {
         return Ok(Applied::Unsound("a part of a group is followed by something else"));
     }
     if batch.after != top && !continues {
@@ -307,10 +309,12 @@ fn write_part(tx: &Tx<'_>, part: &Batch, mut write: Write<'_>) -> Result<(), Err
         match &mut write {
             Write::StepOut(kept) => writer.step_out(tx, change, kept)?,
             Write::LastImages if is_replaced(tx, entry.seq, change)? => {}
-            Write::Images | Write::LastImages => match pending.then(|| overlaid(tx, change)).transpose()?.flatten() {
-                Some(overlaid) => writer.write(&overlaid)?,
-                None => writer.write(change)?,
-            },
+            Write::Images | Write::LastImages => {
+                match pending.then(|| overlaid(tx, change)).transpose()?.flatten() {
+                    Some(overlaid) => writer.write(&overlaid)?,
+                    None => writer.write(change)?,
+                }
+            }
         }
     }
     Ok(())

@@ -180,7 +180,9 @@ impl Batch {
 /// where both logs have a run of the same term the runs begin at the same seq, unless one side sent only its newest
 /// runs; the overlap decides.
 pub(crate) fn common_prefix(mine: &[Run], my_top: Seq, theirs: &[Run], their_top: Seq) -> Seq {
-    let end = |runs: &[Run], i: usize, top: Seq| runs.get(i + 1).map_or(top, |next| Seq(next.first.0.saturating_sub(1)));
+    let end = |runs: &[Run], i: usize, top: Seq| {
+        runs.get(i + 1).map_or(top, |next| Seq(next.first.0.saturating_sub(1)))
+    };
     for (i, run) in theirs.iter().enumerate().rev() {
         if let Some(j) = mine.iter().rposition(|m| m.term == run.term) {
             let last = end(theirs, i, their_top).min(end(mine, j, my_top));

@@ -411,7 +411,8 @@ impl<'m> LogReader<'m> {
         Ok(Entry { seq, term, n: row.get::<_, Option<u64>>(2)?.map(OriginSeq), body })
     }
 
-    fn read_row(
+    /// A row of a model as the log keeps it. `seq` is for errors.
+    pub(crate) fn read_row(
         &mut self,
         conn: &Connection,
         model: i64,
@@ -470,7 +471,8 @@ fn read_as(shape: &Shape, kind: EntryKind, data: &str) -> Result<Option<Vec<Valu
     Ok(values.into_iter().collect())
 }
 
-fn changed_fields(shape: &Shape, json: &[u8]) -> Result<Vec<u16>, Error> {
+/// Indices of changed fields, kept as names.
+pub(crate) fn changed_fields(shape: &Shape, json: &[u8]) -> Result<Vec<u16>, Error> {
     let names = names_from_json(&String::from_utf8_lossy(json))?;
     let position =
         |name: &String| shape.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());

@@ -19,6 +19,7 @@ use crate::{
     error::Error,
     id::{Origin, OriginSeq, Position, Seq, Term},
     log::{self, Appender, ROW_MAX},
+    sequence,
     store::{Captured, Minted, Replica, Tx, top},
     value::Value,
     world::tick,
@@ -49,6 +50,9 @@ pub(crate) struct Sealed {
 pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
     let Some((until, more)) = cut(tx.conn)? else { return Ok(Sealed::default()) };
     let replica = tx.replica()?;
+    if replica.is_leader() {
+        sequence::sequence_pending(tx)?;
+    }
     let mut sink = Sink::new(tx, &replica)?;
     let mut rows_taken = 0;
     {

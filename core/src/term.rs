@@ -11,6 +11,7 @@ use crate::{
     error::Error,
     id::{DeviceId, Incarnation, LibraryId, OriginSeq, Position, Seq, Term},
     log::{self, Appender},
+    sequence,
     store::{Minted, Tx, replica, top},
     world::tick,
 };
@@ -89,6 +90,7 @@ pub(crate) fn start(tx: &mut Tx<'_>, device: DeviceId) -> Result<Started, Error>
         // Leadership belongs to the key that was granted it (rule T).
         tx.conn
             .execute("UPDATE sync_replica SET lead = NULL, granted = NULL, founder = 0 WHERE id = 1", [])?;
+        announce::announce_suspects(tx)?;
         return Ok(Started::Copied { before });
     }
     let counter = match replica.lead {
@@ -116,7 +118,9 @@ fn open_term(tx: &mut Tx<'_>, term: Term) -> Result<(), Error> {
     let body = Body::TermStart { stamp, at: now };
     Appender::new(tx.conn, top)?.push(&Entry { seq: top.seq.next(), term, n: None, body })?;
     tx.set_terms(term, Some(term))?;
-    tx.set_clock(stamp)
+    tx.set_clock(stamp)?;
+    sequence::sequence_pending(tx)?;
+    Ok(())
 }
 
 /// Makes devices members, those that are not yet. A leader step: elsewhere nothing happens.

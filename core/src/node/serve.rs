@@ -241,7 +241,9 @@ async fn subscription(
         if cursor < top.seq {
             let (message, last) = shared.library.readers.entries(lead, floor, cursor, top).await?;
             if last <= cursor {
-                return Err(Error::Damaged(format!("the log reaches to {top} but has no entry after {cursor}")));
+                return Err(Error::Damaged(format!(
+                    "the log reaches to {top} but has no entry after {cursor}"
+                )));
             }
             sender.send(message).await?;
             cursor = last;

@@ -343,8 +343,10 @@ impl Columns {
                     let fields = match self.fields_of[change] as usize {
                         0 => None,
                         set => {
-                            let set =
-                                self.field_sets.get(set - 1).ok_or_else(|| bad("a set of fields is missing"))?;
+                            let set = self
+                                .field_sets
+                                .get(set - 1)
+                                .ok_or_else(|| bad("a set of fields is missing"))?;
                             // Checked before it is copied: one long set for every change would be much memory.
                             if set.len() > shape.fields.len()
                                 || set.iter().any(|f| usize::from(*f) >= shape.fields.len())
@@ -432,7 +434,8 @@ impl ShapeHead {
 
     fn into_shape(self) -> Option<Shape> {
         let key: Vec<usize> = self.key.into_iter().map(usize::from).collect();
-        let sound = !key.is_empty() && key.len() <= self.fields.len() && key.iter().all(|&i| i < self.fields.len());
+        let sound =
+            !key.is_empty() && key.len() <= self.fields.len() && key.iter().all(|&i| i < self.fields.len());
         sound.then_some(Shape { model: self.model, fields: self.fields, key })
     }
 }
@@ -564,7 +567,10 @@ mod tests {
     #[test]
     fn numbers_that_would_overflow_are_refused() {
         let text = refusal(|c| c.after.seq = Seq(u64::MAX));
-        assert!(text.contains("position is over the limit") && text.contains("nothing of it was used"), "{text}");
+        assert!(
+            text.contains("position is over the limit") && text.contains("nothing of it was used"),
+            "{text}"
+        );
         let text = refusal(|c| c.groups[1].first_n = OriginSeq(u64::MAX));
         assert!(text.contains("numbers are over the limits"), "{text}");
         let text = refusal(|c| c.groups[1].last = Seq(u64::MAX));
@@ -578,7 +584,10 @@ mod tests {
     #[test]
     fn groups_that_do_not_fit_their_entries_are_refused() {
         for (tamper, says) in [
-            (Box::new(|c: &mut Columns| c.groups.swap(0, 1)) as Box<dyn FnOnce(&mut Columns)>, "out of order"),
+            (
+                Box::new(|c: &mut Columns| c.groups.swap(0, 1)) as Box<dyn FnOnce(&mut Columns)>,
+                "out of order",
+            ),
             (Box::new(|c| c.groups[0].first = Seq(14)), "out of order"),
             (Box::new(|c| c.groups[0] = GroupHead::of(&group(1, 3, 1))), "no entry among them"),
             (Box::new(|c| c.groups[1].last = Seq(20)), "a part of a group comes with something else"),
