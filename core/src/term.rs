@@ -40,7 +40,8 @@ pub(crate) fn enter(tx: &mut Tx<'_>, entrance: Entrance) -> Result<LibraryId, Er
         (Entrance::Create(_) | Entrance::Join(_), Some(found)) => return Ok(found.library),
         (Entrance::Create(wanted), None) => (wanted, true),
         (Entrance::Join(wanted), None) => {
-            refuse_unrelated_rows(tx, wanted)?;
+            let tables = tx.models.iter().map(|m| m.descriptor.table.as_str());
+            refuse_unrelated_rows(tx.conn, tables, wanted)?;
             (wanted, false)
         }
     };
@@ -52,16 +53,23 @@ pub(crate) fn enter(tx: &mut Tx<'_>, entrance: Entrance) -> Result<LibraryId, Er
 }
 
 /// A device that joins brings no rows of its own: nobody could tell them from the library's.
-fn refuse_unrelated_rows(tx: &Tx<'_>, library: LibraryId) -> Result<(), Error> {
-    for model in tx.models {
-        let table = &model.descriptor.table;
-        let rows: u64 = tx.conn.query_row(
-            &format!("SELECT count(*) FROM {}", crate::capture::quote(table)),
-            [],
-            |r| r.get(0),
-        )?;
+pub(crate) fn refuse_unrelated_rows<'t>(
+    conn: &rusqlite::Connection,
+    tables: impl IntoIterator<Item = &'t str>,
+    library: LibraryId,
+) -> Result<(), Error> {
+    for table in tables {
+        let exists = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1 COLLATE NOCASE";
+        if !conn.prepare(exists)?.exists([table])? {
+            // That it is missing is told when the triggers are installed.
+            continue;
+        }
+        let rows: u64 =
+            conn.query_row(&format!("SELECT count(*) FROM {}", crate::capture::quote(table)), [], |r| {
+                r.get(0)
+            })?;
         if rows > 0 {
-            return Err(Error::NotEmpty { table: table.clone(), rows, library });
+            return Err(Error::NotEmpty { table: table.to_owned(), rows, library });
         }
     }
     Ok(())
