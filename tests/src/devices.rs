@@ -315,12 +315,18 @@ impl Dump {
             ("terms", &self.terms, &other.terms),
         ] {
             if let Some(i) = (0..mine.len().max(theirs.len())).find(|&i| mine.get(i) != theirs.get(i)) {
+                let (count, of) = (mine.len(), theirs.len());
+                let (mine, theirs) = (mine.get(i), theirs.get(i));
+                let (a, b) = (mine.map_or("", |line| line), theirs.map_or("", |line| line));
+                let at = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+                let around =
+                    |line: &str| -> String { line.chars().skip(at.saturating_sub(200)).take(400).collect() };
                 panic!(
-                    "{what} differ from {whose} in line {i}:\n{:?}\n{:?}\nof {} and {}",
-                    mine.get(i),
-                    theirs.get(i),
-                    mine.len(),
-                    theirs.len()
+                    "{what} differ from {whose} in line {i} of {count} and {of}, at byte {at} of {} and {}:\n{}\n{}",
+                    a.len(),
+                    b.len(),
+                    around(a),
+                    around(b)
                 );
             }
         }

@@ -115,7 +115,8 @@ impl MessageReceiver for DoledReceiver {
 /// A follower to whom `count` messages get through.
 async fn doled(site: &Site, number: u8, count: usize) -> (Device, Arc<Semaphore>) {
     let messages = Arc::new(Semaphore::new(count));
-    let transport = Doled { inner: Arc::new(site.network.plug(device(number))), messages: Arc::clone(&messages) };
+    let transport =
+        Doled { inner: Arc::new(site.network.plug(device(number))), messages: Arc::clone(&messages) };
     let follower = site.open_follower(number).await;
     follower.library.start(Arc::new(transport)).await.unwrap();
     (follower, messages)
@@ -131,7 +132,11 @@ async fn a_transaction_of_100_000_rows_is_seen_whole_or_not_at_all_whoever_resta
     let leader = site.leader().await;
     write_large(&leader).await;
     let top = leader.sealed().await;
-    assert_eq!(number(&leader.path, "SELECT max(last - first) + 1 FROM sync_group"), LARGE as i64, "it is one group");
+    assert_eq!(
+        number(&leader.path, "SELECT max(last - first) + 1 FROM sync_group"),
+        LARGE as i64,
+        "it is one group"
+    );
 
     let (follower, messages) = doled(&site, 2, 6).await;
     let watcher = Watcher::of(&follower.path, "SELECT count(*) FROM items");
@@ -210,17 +215,23 @@ async fn values_of_more_than_a_megabyte_travel_and_one_that_is_too_large_stays_v
         ])
         .await;
     level(&leader, &[&follower]).await;
-    leader.write(&["UPDATE items SET payload = randomblob(2000000)"]).await;
+    leader.write(&["UPDATE items SET payload = randomblob(2000000) WHERE id <> 'text'"]).await;
     let log = level(&leader, &[&follower]).await;
     assert_eq!(log.rows.len(), 3);
-    assert_eq!(number(&follower.path, "SELECT sum(length(payload)) FROM items"), 6_000_000);
+    assert_eq!(number(&follower.path, "SELECT sum(length(payload)) FROM items"), 4_000_000);
 
-    leader.write(&["INSERT INTO items (id, name, payload) VALUES ('too large', '', zeroblob(3000000))"]).await;
+    leader
+        .write(&["INSERT INTO items (id, name, payload) VALUES ('too large', '', zeroblob(3000000))"])
+        .await;
     leader.write(&["INSERT INTO items (id, name) VALUES ('after it', '')"]).await;
     leader.sealed().await;
     let status = leader.shows("the quarantine", |s| s.quarantined == 1).await;
     follower.reaches(status.position.seq).await;
-    assert_eq!(number(&follower.path, "SELECT count(*) FROM items WHERE id = 'after it'"), 1, "it blocks nobody");
+    assert_eq!(
+        number(&follower.path, "SELECT count(*) FROM items WHERE id = 'after it'"),
+        1,
+        "it blocks nobody"
+    );
     let reason: String = reader(&leader.path)
         .query_row("SELECT reason FROM sync_quarantine WHERE record = 'too large'", [], |row| row.get(0))
         .unwrap();

@@ -55,7 +55,7 @@ async fn over_quic_a_device_that_the_leader_does_not_know_is_refused() {
     let text = status.last_error.unwrap();
     assert_says(
         &text,
-        &[&at_leader.device().to_string(), &stranger.to_string(), "nothing was changed", "add it"],
+        &[&at_leader.device().to_string(), &stranger.to_string(), "nothing was changed", "as a peer there"],
     );
     assert!(matches!(status.link, Link::Offline | Link::Connecting), "it is not green: {:?}", status.link);
     assert_eq!((log_length(&follower), log_length(&leader)), (0, before));
