@@ -173,6 +173,7 @@ mod tests {
         world::World,
     };
 
+    #[allow(unreachable_pub, reason = "SeaORM has entities public")]
     mod note {
         use sea_orm::entity::prelude::*;
 

@@ -356,7 +356,8 @@ async fn unique_values_that_move_across_the_parts_of_one_large_transaction_find_
     leader.write(&["INSERT INTO items (id, name, place) VALUES ('a', '', 1), ('b', '', 2)"]).await;
     level(&leader, &[&follower]).await;
     follower.write(&["UPDATE items SET seen_here = 9"]).await;
-    // Two rows between which a unique value goes to and fro, so far apart that no part has both.
+    // Two rows change places and, so much later that it travels in another part, change back: what the first part says
+    // of one is in the way of what the last says of the other.
     leader
         .write(&[
             "UPDATE items SET place = NULL WHERE id = 'b'",
@@ -365,7 +366,6 @@ async fn unique_values_that_move_across_the_parts_of_one_large_transaction_find_
             &insert(0, 40_000),
             "UPDATE items SET place = NULL WHERE id = 'b'",
             "UPDATE items SET place = 1 WHERE id = 'a'",
-            "UPDATE items SET name = 'filled' WHERE id LIKE 'i0%' AND id < 'i030000'",
             "UPDATE items SET place = 2 WHERE id = 'b'",
         ])
         .await;

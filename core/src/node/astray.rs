@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::{
-    Connection, Library, Link, Role,
+    Connection, Error, Library, Link, Role,
     entry::{Batch, Body, Change, Entry, EntryKind, Group, Run, Shape},
     id::{DeviceId, Incarnation, LibraryId, Origin, OriginSeq, Position, Seq, Term},
     status::Status,
@@ -20,6 +20,7 @@ use crate::{
     wire::Message,
 };
 
+#[allow(unreachable_pub, reason = "SeaORM has entities public")]
 mod note {
     use sea_orm::entity::prelude::*;
 
@@ -288,6 +289,20 @@ async fn a_leader_answers_nonsense_with_a_refusal_and_leads_on() {
     assert!(matches!(soon("the end", channel.receiver.receive()).await, Ok(None)));
     let status = bench.shows(|s| s.last_error.as_ref().is_some_and(|e| e.contains("history"))).await;
     assert_eq!((status.role, status.link), (Role::Leader, Link::Leading));
+}
+
+#[tokio::test]
+async fn an_engine_that_has_ended_shows_in_the_status_of_leader_and_follower() {
+    for bench in [Bench::leader().await, Bench::follower().await] {
+        let step = bench.library.inner.engine.step(|_| -> Result<(), Error> { panic!("as a bug would") });
+        assert!(matches!(soon("the step", step).await, Err(Error::Stopped { .. })));
+        let status = bench.shows(|s| matches!(s.link, Link::Stopped { .. })).await;
+        let reason = status.last_error.unwrap();
+        assert!(
+            reason.contains("the engine's thread has ended") && reason.contains("open the library again"),
+            "{reason}"
+        );
+    }
 }
 
 async fn ask(bench: &Bench, message: Vec<u8>) -> Message {
