@@ -5,18 +5,17 @@
 //! pending, last said of its record, on the fields that both know. What differs is put into the outbox as if it had
 //! just been written; a row that says what the log says costs no entry, so that adding a column sends nothing.
 
-use std::collections::{HashMap, HashSet};
-
-use rusqlite::{OptionalExtension, params};
+use std::collections::HashSet;
 
 use crate::{
     capture::quote,
-    entry::EntryKind,
+    entry::Shape,
     error::Error,
+    layout::{Layouts, last_said, read_record},
     log,
     seal::{self, Bound, read_value},
     store::{Model, Tx},
-    value::{self, Value},
+    value::Value,
 };
 
 /// Announces what went uncaptured in suspect tables, and clears the suspicion.
@@ -45,9 +44,6 @@ pub(crate) fn announce_suspects(tx: &mut Tx<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// What the log or pending last said of a record: its fields, or that it is gone.
-type LastSaid = Option<HashMap<String, Value>>;
-
 fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
     let shape_of = &model.shape;
     let fields: Vec<String> = shape_of.fields.iter().map(|f| quote(f)).collect();
@@ -66,7 +62,8 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
             .execute(rusqlite::params_from_iter(row.iter().map(Bound)))?;
         Ok(())
     };
-    let model_row = log::model_row(tx.conn, shape_of)?;
+    let model_row = log::model_row(tx.conn, &shape_of.model)?;
+    let mut layouts = Layouts::new(tx.models);
     let mut found = 0;
     let mut seen = HashSet::new();
     let mut select =
@@ -76,12 +73,10 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
         let row =
             (0..fields.len()).map(|i| Ok(read_value(row.get_ref(i)?))).collect::<Result<Vec<_>, Error>>()?;
         let record = shape_of.record_id(&row);
-        let differs = match last_said(tx, model_row, &record)? {
+        let said = last_said(tx.conn, &mut layouts, model_row, &record)?;
+        let differs = match said.as_ref().and_then(|said| said.row_as(shape_of)) {
             None => Some(1),
-            Some(said) => {
-                let known = shape_of.fields.iter().zip(&row);
-                known.into_iter().any(|(f, v)| said.get(f).is_some_and(|s| s != v)).then_some(4)
-            }
+            Some(said) => said.iter().zip(&row).any(|(s, v)| s.is_some_and(|s| s != v)).then_some(4),
         };
         if let Some(kind) = differs {
             put(kind, 'v', &row)?;
@@ -92,12 +87,10 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
     let mut select = tx.conn.prepare("SELECT DISTINCT record FROM sync_entry WHERE model = ?1")?;
     let mut rows = select.query([model_row])?;
     while let Some(row) = rows.next()? {
-        let record: String = row.get(0)?;
+        let record = read_record(row.get_ref(0)?)?;
         if !seen.contains(&record)
-            && let Some(said) = last_said(tx, model_row, &record)?
+            && let Some(row) = last_known(tx, shape_of, &record)?
         {
-            let row: Vec<Value> =
-                shape_of.fields.iter().map(|f| said.get(f).cloned().unwrap_or_default()).collect();
             put(3, 'o', &row)?;
             found += 1;
         }
@@ -105,37 +98,10 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
     Ok(found)
 }
 
-fn last_said(tx: &Tx<'_>, model: i64, record: &str) -> Result<LastSaid, Error> {
-    let last = |sql: &str| -> Result<Option<(i64, Option<String>)>, Error> {
-        let row =
-            tx.conn.prepare_cached(sql)?.query_row(params![model, record], |r| Ok((r.get(0)?, r.get(1)?)));
-        Ok(row.optional()?)
-    };
-    let pending = last(
-        "SELECT kind, data FROM sync_pending WHERE model = ?1 AND record = ?2 ORDER BY id DESC LIMIT 1",
-    )?;
-    let said = match pending {
-        Some(pending) => Some(pending),
-        None => last(
-            "SELECT kind, data FROM sync_entry WHERE model = ?1 AND record = ?2 AND kind IN (1, 2)
-             ORDER BY seq DESC LIMIT 1",
-        )?,
-    };
-    match said {
-        Some((kind, Some(data))) if EntryKind::from_i64(kind) == Some(EntryKind::Upsert) => {
-            Ok(Some(value::row_from_json(&data).map_err(Error::Damaged)?.into_iter().collect()))
-        }
-        _ => Ok(None),
-    }
-}
-
 /// The record's last known row in the fields of a shape; a field that it did not have yet counts as NULL.
-pub(crate) fn last_known(
-    tx: &Tx<'_>,
-    shape: &crate::entry::Shape,
-    record: &str,
-) -> Result<Option<Vec<Value>>, Error> {
-    let model = log::model_row(tx.conn, shape)?;
-    let said = last_said(tx, model, record)?;
-    Ok(said.map(|said| shape.fields.iter().map(|f| said.get(f).cloned().unwrap_or_default()).collect()))
+pub(crate) fn last_known(tx: &Tx<'_>, shape: &Shape, record: &str) -> Result<Option<Vec<Value>>, Error> {
+    let model = log::model_row(tx.conn, &shape.model)?;
+    let said = last_said(tx.conn, &mut Layouts::new(tx.models), model, record)?;
+    let row = said.as_ref().and_then(|said| said.row_as(shape));
+    Ok(row.map(|row| row.into_iter().map(|v| v.cloned().unwrap_or_default()).collect()))
 }

@@ -16,6 +16,7 @@ use crate::{
     entry::{Batch, Body, Change, EntryKind, Shape},
     error::Error,
     id::{OriginSeq, Position, Seq, Term},
+    layout::{Layouts, RecordId},
     log::{self, Appender, LogReader},
     seal::{self, Bound, bind, read_value},
     store::{Model, RowSql, Tx, origin_row, top},
@@ -47,7 +48,7 @@ pub(crate) type Touched = Vec<(Arc<Shape>, String, EntryKind)>;
 pub(crate) fn apply(
     tx: &mut Tx<'_>,
     lead: Term,
-    mut batch: Batch,
+    batch: &mut Batch,
     message: &[u8],
     touched: Option<&mut Touched>,
 ) -> Result<Applied, Error> {
@@ -70,7 +71,7 @@ pub(crate) fn apply(
         .optional()?;
 
     if batch.after.seq < top.seq {
-        match skip_held(tx, &mut batch, top)? {
+        match skip_held(tx, batch, top)? {
             Skip::Differs(seq) => return Ok(Applied::Differs(seq)),
             Skip::All => return Ok(Applied::To(top)),
             Skip::Some => {}
@@ -97,13 +98,13 @@ pub(crate) fn apply(
         return Ok(Applied::Staged(last));
     }
     let parts = if continues { Parts::Staged } else { Parts::None };
-    let position = append(tx, top, parts, &batch)?;
-    write_rows(tx, parts, &batch)?;
+    let position = append(tx, top, parts, batch)?;
+    write_rows(tx, parts, batch)?;
     if parts == Parts::Staged {
         tx.conn.execute("DELETE FROM sync_incoming", [])?;
     }
     if let Some(touched) = touched {
-        each_part(tx, parts, &batch, |_, part| {
+        each_part(tx, parts, batch, |_, part| {
             touched.extend(part.entries.iter().filter_map(|entry| match &entry.body {
                 Body::Change(c) => Some((Arc::clone(&c.shape), c.record.clone(), c.kind)),
                 _ => None,
@@ -326,7 +327,7 @@ fn is_replaced(tx: &Tx<'_>, seq: Seq, change: &Change) -> Result<bool, Error> {
         "SELECT 1 FROM sync_entry WHERE record = ?2 AND seq > ?3 AND kind IN (1, 2)
             AND model = (SELECT id FROM sync_model WHERE name = ?1) LIMIT 1",
     )?;
-    Ok(later.exists(params![change.shape.model, change.record, seq.0])?)
+    Ok(later.exists(params![change.shape.model, RecordId(&change.record), seq.0])?)
 }
 
 fn key_of(change: &Change) -> (&str, &str) {
@@ -354,22 +355,22 @@ fn has_pending(tx: &Tx<'_>) -> Result<bool, Error> {
 /// The entry's image with this device's pending changes of the record laid over it, in their order.
 fn overlaid(tx: &Tx<'_>, change: &Change) -> Result<Option<Change>, Error> {
     let mut statement = tx.conn.prepare_cached(
-        "SELECT kind, fields, data FROM sync_pending WHERE record = ?2
+        "SELECT kind, fields, layout, data FROM sync_pending WHERE record = ?2
             AND model = (SELECT id FROM sync_model WHERE name = ?1) ORDER BY id",
     )?;
-    let mut rows = statement.query(params![change.shape.model, change.record])?;
+    let mut rows = statement.query(params![change.shape.model, RecordId(&change.record)])?;
     let mut image = None;
+    let mut layouts = Layouts::new(tx.models);
     while let Some(row) = rows.next()? {
         let image = image.get_or_insert_with(|| change.clone());
-        let (kind, fields, data): (i64, Option<String>, Option<String>) =
-            (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (kind, fields, layout, data): (i64, Option<String>, i64, String) =
+            (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
         image.kind = EntryKind::from_i64(kind).unwrap_or(image.kind);
         let only = fields.as_deref().map(crate::capture::names_from_json).transpose()?;
-        for (name, value) in
-            crate::value::row_from_json(data.as_deref().unwrap_or("{}")).map_err(Error::Damaged)?
-        {
-            if only.as_ref().is_none_or(|only| only.contains(&name))
-                && let Some(i) = image.shape.fields.iter().position(|f| *f == name)
+        let shape = Arc::clone(layouts.get(tx.conn, layout)?);
+        for (name, value) in shape.fields.iter().zip(shape.read_row(image.kind, &data)?) {
+            if only.as_ref().is_none_or(|only| only.contains(name))
+                && let Some(i) = image.shape.fields.iter().position(|f| f == name)
             {
                 image.row[i] = value;
             }

@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, params};
+use sea_orm::sea_query::ArrayType;
 
 use crate::{
     entry::Shape,
@@ -346,6 +347,7 @@ impl Shape {
             model: model.id.to_owned(),
             fields: model.field_names().map(str::to_owned).collect(),
             key: model.key.clone(),
+            uuids: model.fields.iter().map(|f| f.kind == ArrayType::Uuid).collect(),
         }
     }
 }

@@ -47,6 +47,8 @@ pub(crate) struct Shape {
     pub(crate) fields: Vec<String>,
     /// Indices of the key among them.
     pub(crate) key: Vec<usize>,
+    /// For each field whether its 16-byte BLOBs are UUIDs, which the log shows as such.
+    pub(crate) uuids: Vec<bool>,
 }
 
 /// A change to a record, and what came of it.

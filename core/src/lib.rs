@@ -1,4 +1,91 @@
-//! tidelog.
+//! Makes the database of a SeaORM application follow itself from device to device.
+//!
+//! A model that derives [`macro@Syncable`] is captured by a trigger, inside the transaction that writes it. A
+//! [`Library`] is the unit of sync: one of its devices leads and puts every change into one log, the others follow
+//! that log and hold the same rows. Nothing here asks the application to write in another way: it keeps its entities
+//! and its queries, and opens its database with [`connect`] instead of `Database::connect`.
+//!
+//! ```
+//! mod note {
+//!     use sea_orm::entity::prelude::*;
+//!     use tidelog::Syncable;
+//!
+//!     #[derive(Clone, Debug, PartialEq, DeriveEntityModel, Syncable)]
+//!     #[sea_orm(table_name = "notes")]
+//!     pub struct Model {
+//!         #[sea_orm(primary_key, auto_increment = false)]
+//!         pub id: Uuid,
+//!         pub text: String,
+//!     }
+//!
+//!     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+//!     pub enum Relation {}
+//! }
+//!
+//! use std::sync::Arc;
+//!
+//! use sea_orm::{ActiveModelTrait, ConnectionTrait, EntityTrait, Set};
+//! use tidelog::{Library, id::{DeviceId, LibraryId}, transport::MemoryNetwork};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let folder = tempfile::tempdir()?;
+//! let open = async |name: &str| -> Result<_, Box<dyn std::error::Error>> {
+//!     let file = folder.path().join(name);
+//!     let db = tidelog::connect(&format!("sqlite://{}?mode=rwc", file.display())).await?;
+//!     // An application has migrations for this, and runs them with `tidelog::migrate`.
+//!     db.execute_unprepared("CREATE TABLE notes (id BLOB PRIMARY KEY, text TEXT NOT NULL)").await?;
+//!     Ok(db)
+//! };
+//! let (desk, lap) = (open("desktop.sqlite").await?, open("laptop.sqlite").await?);
+//!
+//! // Two devices in one process. Between machines the transport is `tidelog_transport::Quic`.
+//! let network = MemoryNetwork::new();
+//! let id = LibraryId::random();
+//! let desktop = Library::builder(&desk).model::<note::Entity>().create(id).open().await?;
+//! desktop.start(Arc::new(network.plug(DeviceId([1; 32])))).await?;
+//! let laptop = Library::builder(&lap).model::<note::Entity>().join(id).open().await?;
+//! laptop.start(Arc::new(network.plug(DeviceId([2; 32])))).await?;
+//!
+//! note::ActiveModel { text: Set("hello".into()), ..Default::default() }.save(&desk).await?;
+//! desktop.barrier().await?; // what is committed here is in the log
+//! laptop.barrier().await?; // and what is in the log is there
+//! assert_eq!(note::Entity::find().all(&lap).await?[0].text, "hello");
+//!
+//! laptop.shutdown().await;
+//! desktop.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where to look
+//!
+//! | for | see |
+//! |---|---|
+//! | the attributes of the derive | [`macro@Syncable`] |
+//! | the same without the derive: a trait by hand, an entity that one may not edit | [`trait@Syncable`], [`impl_syncable!`] |
+//! | the application's connection, writes that stay here, writes that belong together | [`Connection`] |
+//! | hooks of one's own beside tidelog's | [`Hooks`], [`behavior`] |
+//! | migrations of the application | [`migrate`](fn@migrate) |
+//! | opening, joining, waiting, shutting down | [`Library`], [`LibraryBuilder`] |
+//! | what a user interface shows | [`Status`], [`AppliedChange`] |
+//! | two devices in an application's own tests | `testing`, with the feature of that name |
+//! | another network | [`transport::Transport`] |
+//!
+//! # How it works
+//!
+//! A trigger copies the written row into an outbox. The engine, one thread with a SQLite connection of its own to the
+//! same file, seals the outbox into changes, whole transactions at a time; on the leader they go straight into the
+//! log. Followers subscribe to the log and apply it to their tables, with their position in the same transaction, so
+//! that a crash anywhere resumes where it was. `docs/architecture.md` in the repository has the picture.
+//!
+//! # What it leaves out
+//!
+//! So far one device leads for good and the others read: what a follower writes is captured and kept, but not pushed
+//! yet, and conflicts do not arise. The log grows; nothing is compacted. The database is a SQLite file: PostgreSQL
+//! comes later, a database in memory never does. There is no quorum: a write is durable on the devices that have it.
+//! This crate knows no network but the one in memory; QUIC is the crate `tidelog-transport`.
+
 mod announce;
 mod apply;
 pub mod behavior;
@@ -9,6 +96,7 @@ mod entry;
 mod error;
 pub mod gate;
 pub mod id;
+mod layout;
 mod library;
 mod log;
 mod migrate;
@@ -83,7 +171,7 @@ pub use status::{AppliedChange, ChangeKind, Follower, Link, Role, Status};
 /// | `should_sync = "path"` | `fn(&Model) -> bool`: whether a row is for other devices too |
 /// | `hooks` | your own hooks beside tidelog's, see [`Hooks`] |
 /// | `behavior = "own"` | no `ActiveModelBehavior`: you write it, with the calls that [`behavior`] shows |
-/// | `capture = "hooks"` | the hooks record changes instead of a trigger, see [`Recorder`](model::Recorder) |
+/// | `capture = "hooks"` | the hooks record changes instead of a trigger, see [`Recorder`] |
 /// | `crate = "path"` | where this crate is found, if it is not `::tidelog` |
 ///
 /// On a field:

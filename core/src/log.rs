@@ -13,145 +13,126 @@ use crate::{
     entry::{Batch, Body, Change, Entry, EntryKind, Group, Run, Shape},
     error::Error,
     id::{DeviceId, Incarnation, Origin, OriginSeq, Position, Seq, Term},
+    layout::{Layouts, RecordId, layout_row, read_record},
     store::Model,
     value::{self, Value},
 };
 
 /// A batch is closed when its rows reach this many bytes (or this many entries): about 50 ms of applying.
-pub(crate) const BATCH_BYTES: usize = 1 << 20;
+pub(crate) const BATCH_BYTES: usize = 5 << 19;
 /// See [`BATCH_BYTES`].
 pub(crate) const BATCH_ENTRIES: usize = 8192;
 /// Largest row that is sealed, in bytes; a larger one is quarantined. A batch of one such row stays below
 /// [`UNPACKED_MAX`](crate::wire::UNPACKED_MAX).
-pub(crate) const ROW_MAX: usize = 2 << 20;
+pub(crate) const ROW_MAX: usize = 1 << 20;
 
-/// Appends entries in order; keeps its statements prepared and the names of the shapes ready.
+/// Appends entries in order, with its statements prepared and its text buffer at hand.
 pub(crate) struct Appender<'c> {
     conn: &'c Connection,
     insert: CachedStatement<'c>,
     earlier: CachedStatement<'c>,
-    shapes: HashMap<*const Shape, Known>,
+    /// Numbers of model and layout of the shapes met.
+    known: HashMap<Arc<Shape>, Known>,
     last: Option<(Arc<Shape>, Known)>,
     term: Option<Term>,
+    text: String,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct Known {
     model: i64,
-    /// `"name":` for each field.
-    prefixes: Arc<Vec<String>>,
-    /// Keeps the pointer in the map alive.
-    _shape: Arc<Shape>,
+    layout: i64,
 }
 
 impl<'c> Appender<'c> {
-    /// Ready to append behind the log's present top, whose term is `term`.
+    /// Ready to append behind the log's present top.
     pub(crate) fn new(conn: &'c Connection, top: Position) -> Result<Self, Error> {
         Ok(Self {
             conn,
             insert: conn.prepare_cached(
                 "INSERT INTO sync_entry
-                 (seq, kind, n, stamp, at, model, record, existed, fields, data, before, mark, actor)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                 (seq, kind, n, stamp, at, model, record, existed, layout, fields, data, before, mark, actor)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
             )?,
             earlier: conn
                 .prepare_cached("SELECT 1 FROM sync_entry WHERE model = ?1 AND record = ?2 LIMIT 1")?,
-            shapes: HashMap::new(),
+            known: HashMap::new(),
             last: None,
             term: (top.seq > Seq(0)).then_some(top.term),
+            text: String::new(),
         })
     }
 
     /// Appends one entry.
     pub(crate) fn push(&mut self, entry: &Entry) -> Result<(), Error> {
         if self.term != Some(entry.term) {
-            self.conn
-                .prepare_cached(
-                    "INSERT INTO sync_term (first, number, leader, counter, nonce) VALUES (?1, ?2, ?3, ?4, ?5)",
-                )?
-                .execute(params![
-                    entry.seq.0,
-                    entry.term.number,
-                    entry.term.leader.to_string(),
-                    entry.term.incarnation.counter,
-                    entry.term.incarnation.nonce as i64
-                ])?;
-            self.term = Some(entry.term);
+            self.push_term(entry)?;
         }
-        let kind = entry.body.kind() as i64;
-        let n = entry.n.map(|n| n.0);
         match &entry.body {
-            Body::TermStart { stamp, at } => {
-                self.insert.execute(params![
-                    entry.seq.0,
-                    kind,
-                    n,
-                    *stamp,
-                    at,
-                    None::<i64>,
-                    None::<&str>,
-                    None::<i64>,
-                    None::<&str>,
-                    None::<&str>,
-                    None::<&str>,
-                    None::<&str>,
-                    None::<&str>
-                ])?;
-            }
-            Body::Member { device, stamp, at } => {
-                let data = format!(r#"{{"device":"{device}"}}"#);
-                self.insert.execute(params![
-                    entry.seq.0,
-                    kind,
-                    n,
-                    *stamp,
-                    at,
-                    None::<i64>,
-                    None::<&str>,
-                    None::<i64>,
-                    None::<&str>,
-                    data,
-                    None::<&str>,
-                    None::<&str>,
-                    None::<&str>
-                ])?;
+            Body::TermStart { .. } => self.push_plain(entry, None),
+            Body::Member { device, .. } => {
+                self.push_plain(entry, Some(format!(r#"{{"device":"{device}"}}"#)))?;
                 self.conn
                     .prepare_cached(
                         "INSERT INTO sync_device (device, member) VALUES (?1, ?2)
                          ON CONFLICT (device) DO UPDATE SET member = excluded.member WHERE member IS NULL",
                     )?
                     .execute(params![device.to_string(), entry.seq.0])?;
+                Ok(())
             }
-            Body::Change(change) => self.push_change(entry, kind, change)?,
+            Body::Change(change) => self.push_change(entry, change),
         }
+    }
+
+    fn push_term(&mut self, entry: &Entry) -> Result<(), Error> {
+        let Term { number, leader, incarnation: Incarnation { counter, nonce } } = entry.term;
+        self.conn
+            .prepare_cached(
+                "INSERT INTO sync_term (first, number, leader, counter, nonce) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![entry.seq.0, number, leader.to_string(), counter, nonce as i64])?;
+        self.term = Some(entry.term);
         Ok(())
     }
 
-    fn push_change(&mut self, entry: &Entry, kind: i64, change: &Change) -> Result<(), Error> {
-        let known = self.known(&change.shape)?;
+    fn push_plain(&mut self, entry: &Entry, data: Option<String>) -> Result<(), Error> {
+        let (kind, n) = (entry.body.kind() as i64, entry.n.map(|n| n.0));
+        self.conn
+            .prepare_cached(
+                "INSERT INTO sync_entry (seq, kind, n, stamp, at, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![entry.seq.0, kind, n, entry.body.stamp(), entry.body.at(), data])?;
+        Ok(())
+    }
+
+    fn push_change(&mut self, entry: &Entry, change: &Change) -> Result<(), Error> {
+        let Known { model, layout } = self.known(&change.shape)?;
         let before = match &change.before {
-            Some(row) if change.existed && !self.has_earlier_of(known.model, &change.record)? => {
-                Some(json_of(&known.prefixes, row, None))
+            Some(row) if change.existed && !self.has_earlier(change)? => {
+                let mut text = String::new();
+                change.shape.write_row(EntryKind::Upsert, row, &mut text);
+                Some(text)
             }
             _ => None,
         };
-        let key = (change.kind == EntryKind::Delete).then_some(change.shape.key.as_slice());
-        let data = json_of(&known.prefixes, &change.row, key);
+        self.text.clear();
+        change.shape.write_row(change.kind, &change.row, &mut self.text);
         let fields = change
             .fields
             .as_ref()
             .map(|fields| json_names(fields.iter().filter_map(|f| change.shape.fields.get(usize::from(*f)))));
         self.insert.execute(params![
             entry.seq.0,
-            kind,
+            change.kind as i64,
             entry.n.map(|n| n.0),
             change.stamp,
             change.at,
-            known.model,
-            change.record,
+            model,
+            RecordId(&change.record),
             change.existed,
+            layout,
             fields,
-            data,
+            self.text,
             before,
             change.mark,
             change.actor
@@ -161,75 +142,40 @@ impl<'c> Appender<'c> {
 
     /// Whether the log holds an entry of the record already.
     pub(crate) fn has_earlier(&mut self, change: &Change) -> Result<bool, Error> {
-        let known = self.known(&change.shape)?;
-        self.has_earlier_of(known.model, &change.record)
-    }
-
-    fn has_earlier_of(&mut self, model: i64, record: &str) -> Result<bool, Error> {
-        Ok(self.earlier.exists(params![model, record])?)
+        let Known { model, .. } = self.known(&change.shape)?;
+        Ok(self.earlier.exists(params![model, RecordId(&change.record)])?)
     }
 
     fn known(&mut self, shape: &Arc<Shape>) -> Result<Known, Error> {
         if let Some((last, known)) = &self.last
             && Arc::ptr_eq(last, shape)
         {
-            return Ok(known.clone());
+            return Ok(*known);
         }
-        let pointer = Arc::as_ptr(shape);
-        if !self.shapes.contains_key(&pointer) {
-            let mut prefixes = Vec::with_capacity(shape.fields.len());
-            for field in &shape.fields {
-                let mut prefix = String::new();
-                value::write_json_string(field, &mut prefix);
-                prefix.push(':');
-                prefixes.push(prefix);
+        let known = match self.known.get(shape) {
+            Some(known) => *known,
+            None => {
+                let (model, layout) = (model_row(self.conn, &shape.model)?, layout_row(self.conn, shape)?);
+                let known = Known { model, layout };
+                self.known.insert(Arc::clone(shape), known);
+                known
             }
-            let model = model_row(self.conn, shape)?;
-            let known = Known { model, prefixes: Arc::new(prefixes), _shape: Arc::clone(shape) };
-            self.shapes.insert(pointer, known);
-        }
-        let known = self.shapes[&pointer].clone();
-        self.last = Some((Arc::clone(shape), known.clone()));
+        };
+        self.last = Some((Arc::clone(shape), known));
         Ok(known)
     }
 }
 
-/// A row as JSON; only the fields in `only` where that is given.
-fn json_of(prefixes: &[String], row: &[Value], only: Option<&[usize]>) -> String {
-    let mut out = String::with_capacity(24 * row.len());
-    out.push('{');
-    let mut push = |i: usize| {
-        if out.len() > 1 {
-            out.push(',');
-        }
-        out.push_str(&prefixes[i]);
-        row[i].write_json(&mut out);
-    };
-    match only {
-        Some(fields) => fields.iter().for_each(|&i| push(i)),
-        None => (0..row.len().min(prefixes.len())).for_each(&mut push),
-    }
-    out.push('}');
-    out
-}
-
-/// A row as JSON text, for tables other than the log.
-pub(crate) fn row_json(shape: &Shape, row: &[Value]) -> String {
-    value::row_to_json(shape.fields.iter().map(String::as_str), row)
-}
-
-/// The row of a model in `sync_model`, made if there is none.
-pub(crate) fn model_row(conn: &Connection, shape: &Shape) -> Result<i64, Error> {
+/// The number of a model, made if there is none.
+pub(crate) fn model_row(conn: &Connection, model: &str) -> Result<i64, Error> {
     let known = conn
         .prepare_cached("SELECT id FROM sync_model WHERE name = ?1")?
-        .query_row([&shape.model], |row| row.get(0))
+        .query_row([model], |row| row.get(0))
         .optional()?;
     if let Some(id) = known {
         return Ok(id);
     }
-    let key = json_names(shape.key.iter().map(|&i| &shape.fields[i]));
-    conn.prepare_cached("INSERT INTO sync_model (name, key) VALUES (?1, ?2)")?
-        .execute([&shape.model, &key])?;
+    conn.prepare_cached("INSERT INTO sync_model (name) VALUES (?1)")?.execute([model])?;
     Ok(conn.last_insert_rowid())
 }
 
@@ -296,22 +242,14 @@ fn read_run(row: &Row<'_>) -> Result<Run, Error> {
     })
 }
 
-/// Reads the log for other devices; keeps the shapes it has met.
+/// Reads the log for other devices.
 pub(crate) struct LogReader<'m> {
-    models: &'m [Model],
-    shapes: HashMap<i64, ModelShapes>,
-}
-
-struct ModelShapes {
-    name: String,
-    key: Vec<String>,
-    /// Shapes of this model's rows, the one met last at the end.
-    met: Vec<Arc<Shape>>,
+    layouts: Layouts<'m>,
 }
 
 impl<'m> LogReader<'m> {
     pub(crate) fn new(models: &'m [Model]) -> Self {
-        Self { models, shapes: HashMap::new() }
+        Self { layouts: Layouts::new(models) }
     }
 
     /// The entries after `after` up to `until`: whole groups up to the size of a batch, or one part of a group
@@ -330,7 +268,7 @@ impl<'m> LogReader<'m> {
         let mut size = 0;
         let mut whole = 0;
         let mut statement = conn.prepare_cached(
-            "SELECT seq, kind, n, stamp, at, model, record, existed, fields, data, mark, actor
+            "SELECT seq, kind, n, stamp, at, layout, record, existed, fields, data, mark, actor
              FROM sync_entry WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
         )?;
         let mut rows = statement.query([after.0, until.0])?;
@@ -388,13 +326,14 @@ impl<'m> LogReader<'m> {
                 Body::Member { device, stamp, at }
             }
             _ => {
-                let (shape, values) = self.read_row(conn, row.get(5)?, kind, data, seq)?;
+                let shape = Arc::clone(self.layouts.get(conn, row.get(5)?)?);
+                let values = shape.read_row(kind, data)?;
                 let fields = match row.get_ref(8)? {
                     ValueRef::Text(text) => Some(changed_fields(&shape, text)?),
                     _ => None,
                 };
                 Body::Change(Change {
-                    record: row.get(6)?,
+                    record: read_record(row.get_ref(6)?)?,
                     kind,
                     existed: row.get(7)?,
                     fields,
@@ -410,65 +349,6 @@ impl<'m> LogReader<'m> {
         };
         Ok(Entry { seq, term, n: row.get::<_, Option<u64>>(2)?.map(OriginSeq), body })
     }
-
-    /// A row of a model as the log keeps it. `seq` is for errors.
-    pub(crate) fn read_row(
-        &mut self,
-        conn: &Connection,
-        model: i64,
-        kind: EntryKind,
-        data: &str,
-        seq: Seq,
-    ) -> Result<(Arc<Shape>, Vec<Value>), Error> {
-        let damaged = |why: String| Error::Damaged(format!("entry {seq}: {why}"));
-        let models = self.models;
-        let known = match self.shapes.entry(model) {
-            std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(vacant) => {
-                vacant.insert(ModelShapes::load(conn, models, model)?)
-            }
-        };
-        if let Some(shape) = known.met.last()
-            && let Some(values) = read_as(shape, kind, data).map_err(damaged)?
-        {
-            return Ok((Arc::clone(shape), values));
-        }
-        for i in (0..known.met.len()).rev() {
-            if let Some(values) = read_as(&known.met[i], kind, data).map_err(damaged)? {
-                let shape = known.met.remove(i);
-                known.met.push(Arc::clone(&shape));
-                return Ok((shape, values));
-            }
-        }
-        // A row of a shape not met yet: what it says it is.
-        let row = value::row_from_json(data).map_err(damaged)?;
-        let (fields, values): (Vec<String>, Vec<Value>) = row.into_iter().unzip();
-        let key = known.key.iter().map(|k| fields.iter().position(|f| f == k)).collect::<Option<Vec<_>>>();
-        let key = key.ok_or_else(|| damaged("its row lacks the key".into()))?;
-        let shape = Arc::new(Shape { model: known.name.clone(), fields, key });
-        known.met.push(Arc::clone(&shape));
-        Ok((shape, values))
-    }
-}
-
-impl ModelShapes {
-    fn load(conn: &Connection, models: &[Model], model: i64) -> Result<Self, Error> {
-        let (name, key): (String, String) = conn
-            .prepare_cached("SELECT name, key FROM sync_model WHERE id = ?1")?
-            .query_row([model], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let met = models.iter().filter(|m| m.descriptor.id == name).map(|m| Arc::clone(&m.shape)).collect();
-        Ok(Self { name, key: names_from_json(&key)?, met })
-    }
-}
-
-/// The row as one of this shape; `None` if it has other fields. Deletions hold the key only.
-fn read_as(shape: &Shape, kind: EntryKind, data: &str) -> Result<Option<Vec<Value>>, String> {
-    let Some(values) = value::values_from_json(data, &shape.fields)? else { return Ok(None) };
-    if kind == EntryKind::Delete {
-        let keyed = shape.key.iter().all(|&i| values[i].is_some());
-        return Ok(keyed.then(|| values.into_iter().map(Option::unwrap_or_default).collect()));
-    }
-    Ok(values.into_iter().collect())
 }
 
 /// Indices of changed fields, kept as names.

@@ -18,10 +18,11 @@ use crate::{
     entry::{Body, Change, Entry, EntryKind, Group},
     error::Error,
     id::{Origin, OriginSeq, Position, Seq, Term},
+    layout::{RecordId, layout_row},
     log::{self, Appender, ROW_MAX},
     sequence,
     store::{Captured, Minted, Replica, Tx, top},
-    value::Value,
+    value::{Value, row_to_json},
     world::tick,
 };
 
@@ -31,6 +32,10 @@ pub(crate) const SEAL_ROWS: i64 = 8192;
 const FOLD_ROWS: usize = 32_768;
 /// Bytes of values folded at once.
 const FOLD_BYTES: usize = 8 << 20;
+
+/// How long, in ms, a deletion that a hook spoke of before it was made may keep the sealer waiting: longer than a
+/// statement waits for its turn and for the database. Then it is taken for one that failed.
+const DELETION_WAITS: i64 = 60_000;
 
 /// Position of the fixed columns before the values in `sync_outbox`.
 const VALUES_AT: usize = 7;
@@ -55,6 +60,7 @@ pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
     }
     let mut sink = Sink::new(tx, &replica)?;
     let mut rows_taken = 0;
+    let announced;
     {
         let mut statement = tx.conn.prepare_cached("SELECT * FROM sync_outbox WHERE id <= ?1 ORDER BY id")?;
         let mut rows = statement.query([until])?;
@@ -67,9 +73,17 @@ pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
             }
         }
         sink.drain(tx, &mut fold)?;
+        announced = fold.announced;
     }
     let changes = sink.finish(tx, &replica)?;
-    if more {
+    for id in &announced {
+        tx.conn
+            .prepare_cached(
+                "UPDATE sync_outbox SET id = (SELECT max(id) + 1 FROM sync_outbox) WHERE id = ?1",
+            )?
+            .execute([id])?;
+    }
+    if more || !announced.is_empty() {
         tx.conn.prepare_cached("DELETE FROM sync_outbox WHERE id <= ?1")?.execute([until])?;
     } else {
         // Without a WHERE, SQLite drops the pages instead of the rows.
@@ -120,6 +134,8 @@ struct Fold {
     index: HashMap<(i64, String), usize>,
     rows: usize,
     bytes: usize,
+    /// Rows of the outbox whose deletion is yet to come: they wait for the next seal.
+    announced: Vec<i64>,
 }
 
 struct Folded {
@@ -161,8 +177,12 @@ impl Fold {
             5 => (None, None, Some(new(row)?), false),
             6 => {
                 let before = old(row)?;
-                // The hook spoke before the deletion: it may have failed.
+                // The hook spoke before the deletion: it may be yet to come, or have failed.
                 if still_there(tx, captured, &before)? {
+                    let at: i64 = row.get(4)?;
+                    if tx.world.now() - at < DELETION_WAITS {
+                        self.announced.push(row.get(0)?);
+                    }
                     return Ok(());
                 }
                 (Some(true), Some(before), None, false)
@@ -247,6 +267,7 @@ struct Sink<'c> {
     withheld: u64,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one for each seal")]
 enum Target<'c> {
     Log(Appender<'c>),
     Pending,
@@ -266,7 +287,10 @@ impl<'c> Sink<'c> {
     }
 
     fn drain(&mut self, tx: &Tx<'_>, fold: &mut Fold) -> Result<(), Error> {
-        for folded in std::mem::take(fold).records {
+        let records = std::mem::take(&mut fold.records);
+        (fold.rows, fold.bytes) = (0, 0);
+        fold.index.clear();
+        for folded in records {
             let captured = tx.captured.get(&folded.shape);
             if let Some(captured) = captured
                 && let Some(change) = self.decide(tx, captured, folded)?
@@ -343,37 +367,31 @@ impl<'c> Sink<'c> {
 
     /// Whether the change is for other devices and can be sent to them.
     fn admit(&self, tx: &Tx<'_>, captured: &Captured, change: &mut Change) -> Result<(), Kept> {
-        let size: usize = change.row.iter().map(Value::size).sum();
+        let size = size(&change.row);
         if size > ROW_MAX {
             return Err(Kept::Quarantined(format!(
                 "its row of {size} bytes is over the limit of {ROW_MAX} bytes for one row"
             )));
         }
-        let Some(model) = captured.model.map(|i| &tx.models[i]) else { return Ok(()) };
-        let Some(ask) = model.descriptor.should_sync else { return Ok(()) };
-        if *model.shape != *change.shape {
-            return Ok(());
-        }
-        let ask = |row: &[Value]| {
-            ask(&model.descriptor, row)
-                .map_err(|e| Kept::Quarantined(format!("should_sync cannot read it: {e}")))
-        };
-        let was = match &change.before {
-            Some(before) => Some(ask(before)?),
-            None => None,
-        };
-        match change.kind {
-            EntryKind::Delete if was == Some(false) => Err(Kept::Withheld),
-            EntryKind::Delete => Ok(()),
-            _ if !ask(&change.row)? => Err(Kept::Withheld),
-            _ => {
-                if was == Some(false) {
-                    // Others may never have seen it: send all of it.
-                    change.fields = None;
-                }
-                Ok(())
+        // What was kept here before, others may never have seen: then all of the row is sent.
+        let mut was_kept = change.before.as_ref().is_some_and(|before| self::size(before) > ROW_MAX);
+        let model = captured.model.map(|i| &tx.models[i]).filter(|model| *model.shape == *change.shape);
+        if let Some((model, ask)) = model.and_then(|m| Some((m, m.descriptor.should_sync?))) {
+            let ask = |row: &[Value]| ask(&model.descriptor, row);
+            // A row that could not be read was quarantined, but an earlier one of the record may have been sent.
+            let was = change.before.as_deref().map(ask);
+            if change.kind == EntryKind::Delete {
+                return if was == Some(Ok(false)) { Err(Kept::Withheld) } else { Ok(()) };
             }
+            if !ask(&change.row).map_err(|e| Kept::Quarantined(format!("should_sync cannot read it: {e}")))? {
+                return Err(Kept::Withheld);
+            }
+            was_kept |= was.is_some_and(|was| was != Ok(true));
         }
+        if was_kept {
+            change.fields = None;
+        }
+        Ok(())
     }
 
     fn put(&mut self, tx: &Tx<'_>, mut change: Change) -> Result<(), Error> {
@@ -403,8 +421,8 @@ impl<'c> Sink<'c> {
         tx.conn
             .prepare_cached(
                 "INSERT INTO sync_pending (origin, n, tag, base_term, base_seq, seen, group_last, stamp, at, kind,
-                    model, record, existed, fields, data, before, mark, actor, priority)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+                    model, record, existed, layout, fields, data, before, mark, actor, priority)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
             )?
             .execute(params![
                 self.minted.row,
@@ -416,12 +434,13 @@ impl<'c> Sink<'c> {
                 change.stamp,
                 change.at,
                 change.kind as i64,
-                log::model_row(tx.conn, &change.shape)?,
-                change.record,
+                log::model_row(tx.conn, &change.shape.model)?,
+                RecordId(&change.record),
                 change.existed,
+                layout_row(tx.conn, &change.shape)?,
                 fields,
-                log::row_json(&change.shape, &change.row),
-                change.before.as_ref().map(|row| log::row_json(&change.shape, row)),
+                row_text(change, change.kind, &change.row),
+                change.before.as_ref().map(|row| row_text(change, EntryKind::Upsert, row)),
                 change.mark,
                 change.actor,
                 priority
@@ -470,6 +489,16 @@ impl<'c> Sink<'c> {
     }
 }
 
+fn row_text(change: &Change, kind: EntryKind, row: &[Value]) -> String {
+    let mut text = String::new();
+    change.shape.write_row(kind, row, &mut text);
+    text
+}
+
+fn size(row: &[Value]) -> usize {
+    row.iter().map(Value::size).sum()
+}
+
 /// Why a change stays here.
 enum Kept {
     Withheld,
@@ -477,8 +506,8 @@ enum Kept {
 }
 
 fn quarantine(conn: &Connection, change: &Change, reason: &str) -> Result<(), Error> {
-    let size: usize = change.row.iter().map(Value::size).sum();
-    let data = (size <= ROW_MAX).then(|| log::row_json(&change.shape, &change.row));
+    let data = (size(&change.row) <= ROW_MAX)
+        .then(|| row_to_json(change.shape.fields.iter().map(String::as_str), &change.row));
     tracing::warn!(
         model = change.shape.model,
         record = change.record,

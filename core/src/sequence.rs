@@ -5,7 +5,7 @@
 //! when its log was unwound, comes first: when it opens its term and before each of its seals. Origin, number, tag,
 //! base, seen and stamps stay what they were, so that the log is the same as if it had been written at once.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
 use rusqlite::Row;
 
@@ -13,9 +13,9 @@ use crate::{
     entry::{Body, Change, Entry, EntryKind, Group},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
-    log::{self, Appender, LogReader},
+    layout::{Layouts, read_record},
+    log::{self, Appender},
     store::{Tx, top},
-    value::{self, Value},
 };
 
 /// Moves everything that is pending into the log, in order. A leader step. How many entries that made.
@@ -26,7 +26,7 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
     let term = tx.replica()?.max_seen;
     let base = top(tx.conn)?;
     let mut appender = Appender::new(tx.conn, base)?;
-    let mut reader = LogReader::new(tx.models);
+    let mut layouts = Layouts::new(tx.models);
     let mut open: Option<Open> = None;
     let mut seq = base.seq;
     {
@@ -60,7 +60,7 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
                 before.close(tx, seq)?;
             }
             seq = seq.next();
-            let change = read_change(tx, &mut reader, row, seq)?;
+            let change = read_change(tx, &mut layouts, row)?;
             let open = match &mut open {
                 Some(open) => open,
                 None => open.insert(Open::read(row, origin_row, seq)?),
@@ -79,7 +79,7 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
 /// Pending changes in order, with what their groups share.
 const PENDING: &str = "
     SELECT p.origin AS origin_row, o.origin, o.device, p.n, p.tag, p.base_term, p.base_seq, p.seen, p.stamp, p.at,
-        p.kind, p.model, p.record, p.existed, p.fields, p.data, p.before, p.mark, p.actor
+        p.kind, p.record, p.existed, p.layout, p.fields, p.data, p.before, p.mark, p.actor
     FROM sync_pending p JOIN sync_origin o ON o.id = p.origin ORDER BY p.id";
 
 /// A group that is being written.
@@ -117,27 +117,24 @@ impl Open {
     }
 }
 
-fn read_change(tx: &Tx<'_>, reader: &mut LogReader<'_>, row: &Row<'_>, seq: Seq) -> Result<Change, Error> {
+fn read_change(tx: &Tx<'_>, layouts: &mut Layouts<'_>, row: &Row<'_>) -> Result<Change, Error> {
     let kind: i64 = row.get("kind")?;
     let kind = EntryKind::from_i64(kind)
         .ok_or_else(|| Error::Damaged(format!("a pending change is of kind {kind}")))?;
     let data: String = row.get("data")?;
-    let (shape, values) = reader.read_row(tx.conn, row.get("model")?, kind, &data, seq)?;
+    let shape = Arc::clone(layouts.get(tx.conn, row.get("layout")?)?);
+    let values = shape.read_row(kind, &data)?;
     let fields = match row.get::<_, Option<String>>("fields")? {
         Some(names) => Some(log::changed_fields(&shape, names.as_bytes())?),
         None => None,
     };
     let before = match row.get::<_, Option<String>>("before")? {
-        Some(before) => {
-            let said = value::row_from_json(&before).map_err(Error::Damaged)?;
-            let mut said: HashMap<String, Value> = said.into_iter().collect();
-            Some(shape.fields.iter().map(|field| said.remove(field).unwrap_or_default()).collect())
-        }
+        Some(before) => Some(shape.read_row(EntryKind::Upsert, &before)?),
         None => None,
     };
     Ok(Change {
         shape,
-        record: row.get("record")?,
+        record: read_record(row.get_ref("record")?)?,
         kind,
         existed: row.get("existed")?,
         fields,
@@ -156,7 +153,6 @@ mod tests {
 
     use std::{
         path::Path,
-        sync::Arc,
         sync::atomic::{AtomicU64, Ordering},
     };
 

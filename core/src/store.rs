@@ -235,10 +235,14 @@ impl Store {
                     Error::Damaged(format!("shape {id} of model `{model}` has a key that is no field"))
                 })?;
             let index = self.models.iter().position(|m| m.descriptor.id == model);
-            let shape = Shape { model, fields, key };
-            let shape = match index {
-                Some(i) if *self.models[i].shape == shape => Arc::clone(&self.models[i].shape),
-                _ => Arc::new(shape),
+            let registered =
+                index.map(|i| &self.models[i].shape).filter(|s| s.fields == fields && s.key == key);
+            let shape = match registered {
+                Some(shape) => Arc::clone(shape),
+                None => {
+                    let uuids = vec![false; fields.len()];
+                    Arc::new(Shape { model, fields, key, uuids })
+                }
             };
             self.captured.insert(id, Captured { shape, model: index });
         }

@@ -15,7 +15,7 @@
 //! #     pub enum Relation {}
 //! # }
 //! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn main() -> Result<(), tidelog::testing::SetupError> {
 //! use sea_orm::{ActiveModelTrait, EntityTrait, Set};
 //!
 //! let pair = tidelog::testing::pair::<(note::Entity,)>().await?;

@@ -16,7 +16,7 @@
 use std::fmt;
 
 use sea_orm::sea_query::{ArrayType, Value as SeaValue};
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use uuid::Uuid;
 
 /// One stored value. Equality is bitwise: 1 and 1.0 differ, NaN equals itself.
@@ -77,9 +77,8 @@ impl Value {
                     Ok(())
                 }
                 Err(_) => {
-                    out.push_str(r#"{"$text":""#);
-                    write_hex(bytes, out);
-                    write!(out, r#""}}"#)
+                    write_escaped_text(bytes, out);
+                    Ok(())
                 }
             },
             Self::Blob(bytes) => match <[u8; 16]>::try_from(bytes.as_slice()) {
@@ -124,6 +123,12 @@ pub(crate) fn write_json_string(text: &str, out: &mut String) {
     }
     out.push_str(&text[clean..]);
     out.push('"');
+}
+
+fn write_escaped_text(bytes: &[u8], out: &mut String) {
+    out.push_str(r#"{"$text":""#);
+    write_hex(bytes, out);
+    out.push_str(r#""}"#);
 }
 
 fn write_hex(bytes: &[u8], out: &mut String) {
@@ -172,7 +177,7 @@ pub fn row_from_json(json: &str) -> Result<Vec<(String, Value)>, String> {
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
             let mut row = Vec::with_capacity(16);
             while let Some(name) = map.next_key::<String>()? {
-                row.push((name, map.next_value_seed(AnyValue)?));
+                row.push((name, map.next_value_seed(AnyValue::default())?));
             }
             Ok(row)
         }
@@ -183,64 +188,64 @@ pub fn row_from_json(json: &str) -> Result<Vec<(String, Value)>, String> {
     Ok(row)
 }
 
-/// Reads the values of a row whose columns are expected in the order of `names`; columns that the text does not
-/// have are `None` in the row. `None` altogether if the text has a column that `names` does not.
+/// Writes a row as a JSON array, the form in which the log keeps it. `is_uuid` names the fields whose 16-byte BLOBs
+/// stand as plain text; a text in such a field is escaped, so that nothing is lost.
+pub(crate) fn write_array<'v>(row: impl Iterator<Item = (&'v Value, bool)>, out: &mut String) {
+    out.push('[');
+    for (i, (value, is_uuid)) in row.enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        match value {
+            Value::Blob(bytes) if is_uuid && bytes.len() == 16 => {
+                let mut uuid = [0u8; 16];
+                uuid.copy_from_slice(bytes);
+                let mut buffer = [0u8; uuid::fmt::Hyphenated::LENGTH];
+                out.push('"');
+                out.push_str(Uuid::from_bytes(uuid).hyphenated().encode_lower(&mut buffer));
+                out.push('"');
+            }
+            Value::Text(bytes) if is_uuid => write_escaped_text(bytes, out),
+            value => value.write_json(out),
+        }
+    }
+    out.push(']');
+}
+
+/// Reads a row back that [`write_array`] wrote, given the same fields.
 ///
 /// # Errors
-/// A sentence about what in the text is not of the form that [`row_to_json`] writes.
-pub(crate) fn values_from_json(json: &str, names: &[String]) -> Result<Option<Vec<Option<Value>>>, String> {
-    struct Row<'n>(&'n [String]);
-    struct Name<'n> {
-        names: &'n [String],
-        guess: usize,
-    }
-    impl<'de> DeserializeSeed<'de> for Name<'_> {
-        type Value = Option<usize>;
-        fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
-            d.deserialize_str(self)
-        }
-    }
-    impl Visitor<'_> for Name<'_> {
-        type Value = Option<usize>;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a column name")
-        }
-        fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-            // Rows are nearly always written in this order, so the guess is nearly always right.
-            if self.names.get(self.guess).is_some_and(|n| n == name) {
-                return Ok(Some(self.guess));
-            }
-            Ok(self.names.iter().position(|n| n == name))
-        }
-    }
+/// A sentence about what in the text is not of that form, another number of values among it.
+pub(crate) fn read_array(json: &str, is_uuid: &[bool]) -> Result<Vec<Value>, String> {
+    struct Row<'u>(&'u [bool]);
     impl<'de> Visitor<'de> for Row<'_> {
-        type Value = Option<Vec<Option<Value>>>;
+        type Value = Vec<Value>;
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a JSON object of column names and values")
+            write!(f, "a JSON array of {} values", self.0.len())
         }
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut row = Some(vec![None; self.0.len()]);
-            let mut guess = 0;
-            while let Some(index) = map.next_key_seed(Name { names: self.0, guess })? {
-                let value = map.next_value_seed(AnyValue)?;
-                match (index, &mut row) {
-                    (Some(index), Some(row)) => {
-                        row[index] = Some(value);
-                        guess = index + 1;
-                    }
-                    _ => row = None,
-                }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut row = Vec::with_capacity(self.0.len());
+            for is_uuid in self.0 {
+                let next = seq.next_element_seed(AnyValue { is_uuid: *is_uuid })?;
+                row.push(next.ok_or_else(|| de::Error::invalid_length(row.len(), &self))?);
             }
-            Ok(row)
+            match seq.next_element::<de::IgnoredAny>()? {
+                None => Ok(row),
+                Some(_) => Err(de::Error::invalid_length(row.len() + 1, &self)),
+            }
         }
     }
     let mut reader = serde_json::Deserializer::from_str(json);
-    let row = reader.deserialize_map(Row(names)).map_err(|e| e.to_string())?;
+    let row = reader.deserialize_seq(Row(is_uuid)).map_err(|e| e.to_string())?;
     reader.end().map_err(|e| e.to_string())?;
     Ok(row)
 }
 
-struct AnyValue;
+#[derive(Clone, Copy, Default)]
+struct AnyValue {
+    /// A text is a UUID.
+    is_uuid: bool,
+}
 
 impl<'de> DeserializeSeed<'de> for AnyValue {
     type Value = Value;
@@ -267,11 +272,12 @@ impl<'de> Visitor<'de> for AnyValue {
     fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
         Ok(Value::Real(v))
     }
-    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+    fn visit_str<E: de::Error>(self, v: &str) -> Result<Value, E> {
+        if self.is_uuid {
+            let uuid = Uuid::try_parse(v).map_err(|_| E::custom(format!("`{v}` is no UUID")))?;
+            return Ok(Value::Blob(uuid.as_bytes().to_vec()));
+        }
         Ok(Value::Text(v.as_bytes().to_vec()))
-    }
-    fn visit_string<E>(self, v: String) -> Result<Value, E> {
-        Ok(Value::Text(v.into_bytes()))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let Some((form, text)) = map.next_entry::<String, String>()? else {
@@ -332,9 +338,7 @@ fn record_array<'a>(values: impl Iterator<Item = &'a Value>) -> String {
             }
             // A text that looks like a UUID keeps apart from the UUID by its escaped form.
             Value::Text(bytes) if std::str::from_utf8(bytes).is_ok_and(|t| Uuid::try_parse(t).is_ok()) => {
-                out.push_str(r#"{"$text":""#);
-                write_hex(bytes, &mut out);
-                out.push_str(r#""}"#);
+                write_escaped_text(bytes, &mut out);
             }
             other => other.write_json(&mut out),
         }
@@ -556,16 +560,14 @@ mod tests {
         let back = row_from_json(&json).expect("reads back");
         assert_eq!(back.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>(), names);
         assert_eq!(back.into_iter().map(|(_, v)| v).collect::<Vec<_>>(), row);
-        let values = values_from_json(&json, &names).expect("reads back by name");
-        assert_eq!(values, Some(row.into_iter().map(Some).collect::<Vec<_>>()));
-    }
-
-    #[test]
-    fn a_row_with_a_field_that_is_not_expected_is_of_another_shape() {
-        let names = ["a", "b", "c"].map(String::from);
-        let values = values_from_json(r#"{"b":2,"a":1}"#, &names).expect("reads");
-        assert_eq!(values, Some(vec![Some(Value::Integer(1)), Some(Value::Integer(2)), None]));
-        assert_eq!(values_from_json(r#"{"b":2,"x":9,"a":1}"#, &names), Ok(None));
+        for is_uuid in [false, true] {
+            let mut array = String::new();
+            write_array(row.iter().map(|v| (v, is_uuid)), &mut array);
+            serde_json::from_str::<serde_json::Value>(&array).expect("the array is JSON");
+            let hints = vec![is_uuid; row.len()];
+            assert_eq!(read_array(&array, &hints).expect("reads back"), row, "{array}");
+            assert!(read_array(&array, &hints[1..]).is_err(), "another number of values");
+        }
     }
 
     #[test]

@@ -15,8 +15,6 @@ use crate::{
 
 mod columns;
 
-/// Lowest and highest version of these messages that this release speaks.
-pub(crate) const PROTOCOL_VERSIONS: (u16, u16) = (1, 1);
 /// Messages longer than this are packed, in bytes.
 pub(crate) const PACK_ABOVE: usize = 1024;
 /// Largest unpacked message, in bytes.
@@ -28,6 +26,10 @@ pub(crate) const HISTORY_MAX: usize = 1024;
 
 /// What two nodes say to each other about one library.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is the usual one, and a channel holds few at a time"
+)]
 pub(crate) enum Message {
     /// Follower, first message of its subscription: where it stands. `history` holds the newest runs of its log,
     /// ascending; `complete` says that they reach back to seq 1.

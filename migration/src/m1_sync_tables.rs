@@ -49,6 +49,7 @@ const NAMES: &[&str] = &[
     "sync_group",
     "sync_entry",
     "sync_model",
+    "sync_layout",
     "sync_device",
     "sync_incoming",
     "sync_quarantine",
@@ -107,8 +108,9 @@ const TABLES: &[&str] = &[
         at INTEGER NOT NULL,
         kind INTEGER NOT NULL,
         model INTEGER NOT NULL,
-        record TEXT NOT NULL,
+        record BLOB NOT NULL,
         existed INTEGER NOT NULL,
+        layout INTEGER NOT NULL,
         fields TEXT,
         data TEXT,
         before TEXT,
@@ -166,8 +168,9 @@ const TABLES: &[&str] = &[
         seen TEXT NOT NULL
     )",
     "CREATE INDEX sync_group_origin ON sync_group (origin, first_n)",
-    // The log. kind: 0 noop, 1 upsert, 2 delete, 3 term start, 4 member. data: the row as it is after the entry, as
-    // JSON. fields: the changed columns, NULL for all. before: the row before it, where no earlier entry has it.
+    // The log. kind: 0 noop, 1 upsert, 2 delete, 3 term start, 4 member. record: 16 bytes for a UUID, else text. data:
+    // the row as it is after the entry (of a deletion, the key), a JSON array in the order of its layout; the view
+    // sync_log names the fields. fields: the changed columns, NULL for all. before: the row before it, where no earlier entry has it.
     // change: the change as its author sealed it, where it differs from what data and fields say.
     "CREATE TABLE sync_entry (
         seq INTEGER PRIMARY KEY,
@@ -177,8 +180,9 @@ const TABLES: &[&str] = &[
         rank INTEGER,
         at INTEGER NOT NULL,
         model INTEGER,
-        record TEXT,
+        record BLOB,
         existed INTEGER,
+        layout INTEGER,
         fields TEXT,
         data TEXT,
         before TEXT,
@@ -187,7 +191,16 @@ const TABLES: &[&str] = &[
         actor TEXT
     )",
     "CREATE INDEX sync_entry_record ON sync_entry (model, record) WHERE record IS NOT NULL",
-    "CREATE TABLE sync_model (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, key TEXT NOT NULL)",
+    "CREATE TABLE sync_model (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
+    // What the arrays in sync_entry.data mean: field names as a JSON array, the key's and the UUIDs' indices.
+    "CREATE TABLE sync_layout (
+        id INTEGER PRIMARY KEY,
+        model TEXT NOT NULL,
+        fields TEXT NOT NULL,
+        key TEXT NOT NULL,
+        uuids TEXT NOT NULL,
+        UNIQUE (model, fields, key, uuids)
+    )",
     // Devices of the library. member: seq of the entry that made it one. position: what it confirmed last.
     "CREATE TABLE sync_device (
         device TEXT PRIMARY KEY,
@@ -217,11 +230,20 @@ const TABLES: &[&str] = &[
         (SELECT o.device FROM sync_group g JOIN sync_origin o ON o.id = g.origin
             WHERE g.first <= e.seq AND e.n IS NOT NULL ORDER BY g.first DESC LIMIT 1) AS device,
         (SELECT m.name FROM sync_model m WHERE m.id = e.model) AS model,
-        e.record,
+        CASE typeof(e.record) WHEN 'blob' THEN lower(
+            substr(hex(e.record), 1, 8) || '-' || substr(hex(e.record), 9, 4) || '-' ||
+            substr(hex(e.record), 13, 4) || '-' || substr(hex(e.record), 17, 4) || '-' ||
+            substr(hex(e.record), 21)) ELSE e.record END AS record,
         CASE e.kind WHEN 0 THEN 'noop' WHEN 1 THEN iif(e.existed, 'update', 'insert') WHEN 2 THEN 'delete'
             WHEN 3 THEN 'term start' WHEN 4 THEN 'member' ELSE 'other' END AS kind,
         e.fields AS changed_fields,
-        e.data,
+        CASE WHEN e.layout IS NULL THEN e.data ELSE (
+            SELECT json_group_object(
+                name.value,
+                CASE WHEN cell.type IN ('object', 'array') THEN json(cell.value) ELSE cell.value END)
+            FROM sync_layout l, json_each(e.data) cell, json_each(l.fields) name
+            WHERE l.id = e.layout AND name.key = CASE e.kind WHEN 2 THEN l.key ->> cell.key ELSE cell.key END
+        ) END AS data,
         e.actor
     FROM sync_entry e",
 ];

@@ -1,5 +1,17 @@
-//! What the scenarios, the example and the benches of tidelog share. Not a library for applications.
+//! What the scenarios, the example and the benches of tidelog share: [`file_manager`], a schema and the work on it that
+//! a real application would have.
+//!
+//! Not a library for applications: those test with `tidelog::testing`. The scenarios themselves are in `tests/tests`,
+//! each file readable by itself; the example in `tests/examples`.
 
+pub mod cabinet;
 pub mod devices;
 pub mod file_manager;
+pub mod sample;
+pub mod scene;
 pub mod small;
+
+/// Keeps the code in the README compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

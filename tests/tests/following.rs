@@ -353,20 +353,20 @@ async fn unique_values_may_change_places_and_local_columns_stay_what_they_are() 
 async fn unique_values_that_move_across_the_parts_of_one_large_transaction_find_their_places() {
     let site = Site::new();
     let (leader, follower) = (site.leader().await, site.follower(2).await);
-    leader.write(&["INSERT INTO items (id, name, place) VALUES ('a', '', 1), ('b', '', 2)"]).await;
+    leader.write(&["INSERT INTO items (id, name, place) VALUES ('018f0000-0000-7000-8000-00000000000a', '', 1), ('018f0000-0000-7000-8000-00000000000B', '', 2)"]).await;
     level(&leader, &[&follower]).await;
     follower.write(&["UPDATE items SET seen_here = 9"]).await;
     // Two rows change places and, so much later that it travels in another part, change back: what the first part says
     // of one is in the way of what the last says of the other.
     leader
         .write(&[
-            "UPDATE items SET place = NULL WHERE id = 'b'",
-            "UPDATE items SET place = 2 WHERE id = 'a'",
-            "UPDATE items SET place = 1 WHERE id = 'b'",
+            "UPDATE items SET place = NULL WHERE id = '018f0000-0000-7000-8000-00000000000B'",
+            "UPDATE items SET place = 2 WHERE id = '018f0000-0000-7000-8000-00000000000a'",
+            "UPDATE items SET place = 1 WHERE id = '018f0000-0000-7000-8000-00000000000B'",
             &insert(0, 40_000),
-            "UPDATE items SET place = NULL WHERE id = 'b'",
-            "UPDATE items SET place = 1 WHERE id = 'a'",
-            "UPDATE items SET place = 2 WHERE id = 'b'",
+            "UPDATE items SET place = NULL WHERE id = '018f0000-0000-7000-8000-00000000000B'",
+            "UPDATE items SET place = 1 WHERE id = '018f0000-0000-7000-8000-00000000000a'",
+            "UPDATE items SET place = 2 WHERE id = '018f0000-0000-7000-8000-00000000000B'",
         ])
         .await;
     level(&leader, &[&follower]).await;

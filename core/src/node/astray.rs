@@ -121,8 +121,12 @@ fn term(number: u64, counter: u64) -> Term {
 
 /// A term start and one change, as a leader's first batch.
 fn batch(text: &str) -> Batch {
-    let shape =
-        Arc::new(Shape { model: "notes".into(), fields: vec!["id".into(), "text".into()], key: vec![0] });
+    let shape = Arc::new(Shape {
+        model: "notes".into(),
+        fields: vec!["id".into(), "text".into()],
+        key: vec![0],
+        uuids: vec![false; 2],
+    });
     let row = vec![Value::Text("a".into()), Value::Text(text.into())];
     let change = Change {
         record: shape.record_id(&row),

@@ -349,11 +349,11 @@ impl Session<'_> {
         &mut self,
         lead: Term,
         top: Position,
-        batch: Batch,
+        mut batch: Batch,
         bytes: Vec<u8>,
     ) -> Result<Option<End>, Error> {
         let changes = self.shared.library.changes.clone();
-        let applied = self
+        let (applied, _batch) = self
             .shared
             .library
             .engine
@@ -361,7 +361,7 @@ impl Session<'_> {
                 let mut touched = Touched::new();
                 let watched = changes.receiver_count() > 0;
                 let applied = driver.transaction(|tx| {
-                    apply::apply(tx, lead, batch, &bytes, watched.then_some(&mut touched))
+                    apply::apply(tx, lead, &mut batch, &bytes, watched.then_some(&mut touched))
                 })?;
                 for (shape, record, kind) in touched {
                     let kind = match kind {
@@ -375,7 +375,8 @@ impl Session<'_> {
                 if let Applied::To(_) = applied {
                     driver.publish()?;
                 }
-                Ok(applied)
+                // Freeing the batch is work too; it is done where nobody waits for the writer.
+                Ok((applied, batch))
             })
             .await?;
         match applied {

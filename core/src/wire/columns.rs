@@ -64,6 +64,8 @@ struct ShapeHead {
     model: String,
     fields: Vec<String>,
     key: Vec<u16>,
+    /// Indices of the fields that hold UUIDs.
+    uuids: Vec<u16>,
 }
 
 /// The values of one field: a class for each row, and the classes' contents one after the other.
@@ -429,6 +431,7 @@ impl ShapeHead {
             model: shape.model.clone(),
             fields: shape.fields.clone(),
             key: shape.key.iter().map(|&i| u16::try_from(i).unwrap_or(u16::MAX)).collect(),
+            uuids: (0..).zip(&shape.uuids).filter(|(_, is_uuid)| **is_uuid).map(|(i, _)| i).collect(),
         }
     }
 
@@ -436,7 +439,8 @@ impl ShapeHead {
         let key: Vec<usize> = self.key.into_iter().map(usize::from).collect();
         let sound =
             !key.is_empty() && key.len() <= self.fields.len() && key.iter().all(|&i| i < self.fields.len());
-        sound.then_some(Shape { model: self.model, fields: self.fields, key })
+        let uuids = (0..self.fields.len()).map(|i| self.uuids.iter().any(|&u| usize::from(u) == i)).collect();
+        sound.then_some(Shape { model: self.model, fields: self.fields, key, uuids })
     }
 }
 
@@ -482,18 +486,25 @@ mod tests {
             model: "entry".into(),
             fields: ["id", "name", "size", "ratio", "raw"].map(String::from).to_vec(),
             key: vec![0],
+            uuids: vec![true, false, false, false, false],
         });
         let tag = Arc::new(Shape {
             model: "entry_tag".into(),
             fields: vec!["e".into(), "t".into()],
             key: vec![0, 1],
+            uuids: vec![false; 2],
         });
-        let change = |shape: &Arc<Shape>, kind, fields, row: Vec<Value>, stamp, mark: Option<&str>| {
+        let change = |shape: &Arc<Shape>,
+                      kind,
+                      fields: Option<Vec<u16>>,
+                      row: Vec<Value>,
+                      stamp,
+                      mark: Option<&str>| {
             Body::Change(Change {
                 shape: Arc::clone(shape),
                 record: shape.record_id(&row),
                 kind,
-                existed: fields != None::<Vec<u16>>,
+                existed: fields.is_some(),
                 fields,
                 row,
                 before: None,

@@ -1,5 +1,5 @@
 //! What a person does with an indexed location: tags, notes, renames, a folder moved, files and a folder
-//! deleted. The same choices for the same tree, made by a [`Plan`] that does no IO.
+//! deleted. The same choices for the same tree, made by a plan that does no IO.
 //!
 //! The choices overlap on purpose: some of the files that go were tagged, annotated or renamed just before,
 //! so that deletions have something to take along.

@@ -1,0 +1,173 @@
+//! How a row stands in the log: a JSON array, and beside it the number of the layout that names its fields.
+//!
+//! A layout is a [`Shape`] kept in `sync_layout`. Rows of models that this release does not know, or knows otherwise,
+//! are read by the layout they came with.
+
+use std::{collections::HashMap, sync::Arc};
+
+use rusqlite::{
+    Connection, OptionalExtension, ToSql, params,
+    types::{ToSqlOutput, Value as SqlValue, ValueRef},
+};
+use uuid::Uuid;
+
+use crate::{
+    capture::{json_names, names_from_json},
+    entry::{EntryKind, Shape},
+    error::Error,
+    store::Model,
+    value::{self, Value},
+};
+
+/// A canonical record id as the sync tables keep it: the 16 bytes of a UUID, any other text as it is.
+pub(crate) struct RecordId<'r>(pub(crate) &'r str);
+
+impl ToSql for RecordId<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(match Uuid::try_parse(self.0) {
+            // Only what reads back as it was: a text key may hold a UUID in other letters.
+            Ok(uuid) if uuid.hyphenated().to_string() == self.0 => {
+                ToSqlOutput::Owned(SqlValue::Blob(uuid.as_bytes().to_vec()))
+            }
+            _ => ToSqlOutput::Borrowed(ValueRef::Text(self.0.as_bytes())),
+        })
+    }
+}
+
+/// Reads what [`RecordId`] wrote.
+pub(crate) fn read_record(value: ValueRef<'_>) -> Result<String, Error> {
+    match value {
+        ValueRef::Blob(bytes) => Uuid::from_slice(bytes).ok().map(|uuid| uuid.hyphenated().to_string()),
+        ValueRef::Text(bytes) => std::str::from_utf8(bytes).ok().map(str::to_owned),
+        _ => None,
+    }
+    .ok_or_else(|| Error::Damaged("a record id is neither a UUID nor a text".into()))
+}
+
+/// The number of a shape's layout, made if there is none.
+pub(crate) fn layout_row(conn: &Connection, shape: &Shape) -> Result<i64, Error> {
+    let fields = json_names(&shape.fields);
+    let key = serde_json::json!(shape.key).to_string();
+    let uuids: Vec<usize> = (0..shape.uuids.len()).filter(|&i| shape.uuids[i]).collect();
+    let uuids = serde_json::json!(uuids).to_string();
+    let known = conn
+        .prepare_cached(
+            "SELECT id FROM sync_layout WHERE model = ?1 AND fields = ?2 AND key = ?3 AND uuids = ?4",
+        )?
+        .query_row([&shape.model, &fields, &key, &uuids], |row| row.get(0))
+        .optional()?;
+    if let Some(id) = known {
+        return Ok(id);
+    }
+    conn.prepare_cached("INSERT INTO sync_layout (model, fields, key, uuids) VALUES (?1, ?2, ?3, ?4)")?
+        .execute([&shape.model, &fields, &key, &uuids])?;
+    Ok(conn.last_insert_rowid())
+}
+
+/// The layouts that were met, by number. Registered models' shapes are shared.
+pub(crate) struct Layouts<'m> {
+    models: &'m [Model],
+    met: HashMap<i64, Arc<Shape>>,
+}
+
+impl<'m> Layouts<'m> {
+    pub(crate) fn new(models: &'m [Model]) -> Self {
+        Self { models, met: HashMap::new() }
+    }
+
+    pub(crate) fn get(&mut self, conn: &Connection, layout: i64) -> Result<&Arc<Shape>, Error> {
+        if !self.met.contains_key(&layout) {
+            let shape = load(conn, layout)?;
+            let registered = self.models.iter().map(|m| &m.shape).find(|s| ***s == shape);
+            self.met.insert(layout, registered.map_or_else(|| Arc::new(shape), Arc::clone));
+        }
+        Ok(&self.met[&layout])
+    }
+}
+
+fn load(conn: &Connection, layout: i64) -> Result<Shape, Error> {
+    let damaged = || Error::Damaged(format!("layout {layout} is missing or damaged"));
+    let row: Option<(String, String, String, String)> = conn
+        .prepare_cached("SELECT model, fields, key, uuids FROM sync_layout WHERE id = ?1")?
+        .query_row([layout], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+        .optional()?;
+    let (model, fields, key, uuids) = row.ok_or_else(damaged)?;
+    let fields = names_from_json(&fields)?;
+    let key: Vec<usize> = serde_json::from_str(&key).map_err(|_| damaged())?;
+    let marked: Vec<usize> = serde_json::from_str(&uuids).map_err(|_| damaged())?;
+    if key.is_empty() || key.iter().any(|&i| i >= fields.len()) {
+        return Err(damaged());
+    }
+    let uuids = (0..fields.len()).map(|i| marked.contains(&i)).collect();
+    Ok(Shape { model, fields, key, uuids })
+}
+
+impl Shape {
+    /// Appends the text of a row; of its key only, for a deletion.
+    pub(crate) fn write_row(&self, kind: EntryKind, row: &[Value], out: &mut String) {
+        if kind == EntryKind::Delete {
+            value::write_array(self.key.iter().map(|&i| (&row[i], self.uuids[i])), out);
+        } else {
+            value::write_array(row.iter().zip(self.uuids.iter().copied()), out);
+        }
+    }
+
+    /// Reads [`Shape::write_row`] back; of a deletion the fields beside the key are NULL.
+    pub(crate) fn read_row(&self, kind: EntryKind, text: &str) -> Result<Vec<Value>, Error> {
+        let damaged = |e: String| Error::Damaged(format!("a row of model `{}`: {e}", self.model));
+        if kind != EntryKind::Delete {
+            return value::read_array(text, &self.uuids).map_err(damaged);
+        }
+        let marked: Vec<bool> = self.key.iter().map(|&i| self.uuids[i]).collect();
+        let key = value::read_array(text, &marked).map_err(damaged)?;
+        let mut row = vec![Value::Null; self.fields.len()];
+        for (&i, value) in self.key.iter().zip(key) {
+            row[i] = value;
+        }
+        Ok(row)
+    }
+}
+
+/// What the log, or pending, last said of a record.
+pub(crate) struct LastSaid {
+    pub(crate) shape: Arc<Shape>,
+    /// The row; `None` if it is gone.
+    pub(crate) row: Option<Vec<Value>>,
+}
+
+/// What pending, else the log, last said of a record; `None` if neither knows it.
+pub(crate) fn last_said(
+    conn: &Connection,
+    layouts: &mut Layouts<'_>,
+    model: i64,
+    record: &str,
+) -> Result<Option<LastSaid>, Error> {
+    const PENDING: &str = "SELECT kind, layout, data FROM sync_pending
+        WHERE model = ?1 AND record = ?2 ORDER BY id DESC LIMIT 1";
+    const LOG: &str = "SELECT kind, layout, data FROM sync_entry
+        WHERE model = ?1 AND record = ?2 AND kind IN (1, 2) ORDER BY seq DESC LIMIT 1";
+    for sql in [PENDING, LOG] {
+        let said: Option<(i64, i64, String)> = conn
+            .prepare_cached(sql)?
+            .query_row(params![model, RecordId(record)], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+            .optional()?;
+        if let Some((kind, layout, data)) = said {
+            let shape = Arc::clone(layouts.get(conn, layout)?);
+            let row = match EntryKind::from_i64(kind) {
+                Some(EntryKind::Upsert) => Some(shape.read_row(EntryKind::Upsert, &data)?),
+                _ => None,
+            };
+            return Ok(Some(LastSaid { shape, row }));
+        }
+    }
+    Ok(None)
+}
+
+impl LastSaid {
+    /// The row in the fields of another shape; a field that it does not have is `None`.
+    pub(crate) fn row_as(&self, shape: &Shape) -> Option<Vec<Option<&Value>>> {
+        let row = self.row.as_ref()?;
+        let at = |field: &String| self.shape.fields.iter().position(|f| f == field).map(|i| &row[i]);
+        Some(shape.fields.iter().map(at).collect())
+    }
+}

@@ -1,0 +1,155 @@
+//! What capture adds to a save: the same writes through SeaORM with tidelog and without.
+//!
+//! Each way of writing is measured with the node stopped, where only the trigger and the hooks are at work, and with
+//! it running as a leader, where the engine seals what was committed meanwhile. Before the baseline's turn the engine
+//! has sealed everything, so that it does not work on the baseline's time.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sea_orm::{ConnectionTrait, EntityTrait, IntoActiveModel, TransactionSession, TransactionTrait};
+use tidelog::{
+    id::{DeviceId, LibraryId},
+    transport::MemoryNetwork,
+};
+
+use crate::{
+    Failure,
+    args::Options,
+    database::{self, Entrance},
+    entry::{Entry, Row, Walk, plain, synced},
+    report::{self, Bar},
+    rounds::Rounds,
+};
+
+pub(crate) const NAMES: &[&str] = &[
+    "capture/transaction/stopped",
+    "capture/transaction/running",
+    "capture/autocommit/stopped",
+    "capture/autocommit/running",
+    "capture/insert_many/stopped",
+    "capture/insert_many/running",
+    "capture/update/stopped",
+    "capture/update/running",
+];
+
+const ROUNDS: usize = 7;
+/// Rows of one `insert_many`.
+const MANY: usize = 1000;
+
+/// A way of writing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    /// Inserts in one transaction.
+    Transaction,
+    /// Inserts, each its own transaction.
+    Autocommit,
+    /// `insert_many`, each its own transaction.
+    InsertMany,
+    /// Updates of one column in one transaction.
+    Update,
+}
+
+const WAYS: [(&str, Way, usize, f64); 4] = [
+    ("transaction", Way::Transaction, 10_000, 1.35),
+    ("autocommit", Way::Autocommit, 3_000, 1.30),
+    ("insert_many", Way::InsertMany, 20_000, 1.7),
+    ("update", Way::Update, 10_000, 1.6),
+];
+
+pub(crate) async fn run(options: &Options) -> Result<Vec<report::Row>, Failure> {
+    let mut rows = Vec::new();
+    for (name, way, full, bar) in WAYS {
+        for node in ["stopped", "running"] {
+            let measure = format!("capture/{name}/{node}");
+            if !options.wants(&measure) {
+                continue;
+            }
+            eprintln!("{measure} …");
+            let folder = database::folder()?;
+            let rounds = compare(folder.path(), way, options.scaled(full), node == "running").await?;
+            rows.push(report::Row::new(measure, "µs/row", rounds.figures(), Bar::RatioAtMost(bar)));
+        }
+    }
+    Ok(rows)
+}
+
+async fn compare(folder: &Path, way: Way, count: usize, running: bool) -> Result<Rounds, Failure> {
+    let (db, library) =
+        database::open(&folder.join("tidelog.db"), Entrance::Create(LibraryId::random())).await?;
+    let plain = database::plain(&folder.join("plain.db")).await?;
+    let network = MemoryNetwork::new();
+    if running {
+        library.start(Arc::new(network.plug(DeviceId([1; 32])))).await?;
+    }
+    let mut walk = Walk::new(2);
+    let batches: Vec<Vec<Row>> = (0..=ROUNDS).map(|_| walk.rows(count)).collect();
+    if way == Way::Update {
+        write::<synced::ActiveModel, _>(&db, Way::InsertMany, &batches[0], 0).await?;
+        write::<plain::ActiveModel, _>(&plain, Way::InsertMany, &batches[0], 0).await?;
+        if running {
+            library.barrier().await?;
+        }
+    }
+    // Updates go over the same rows in every round.
+    let batch = |round: usize| if way == Way::Update { &batches[0] } else { &batches[round] };
+    let per_row = |took: Duration| took.as_secs_f64() * 1e6 / count as f64;
+    let rounds = Rounds::take(
+        ROUNDS,
+        async |round| {
+            let took = write::<synced::ActiveModel, _>(&db, way, batch(round), round).await?;
+            if running {
+                library.barrier().await?;
+            }
+            Ok(per_row(took))
+        },
+        async |round| Ok(per_row(write::<plain::ActiveModel, _>(&plain, way, batch(round), round).await?)),
+    )
+    .await?;
+    library.shutdown().await;
+    db.close().await?;
+    plain.close().await?;
+    Ok(rounds)
+}
+
+/// Writes the rows, and says how long that took.
+async fn write<A, C>(db: &C, way: Way, rows: &[Row], round: usize) -> Result<Duration, Failure>
+where
+    A: Entry,
+    <A::Entity as EntityTrait>::Model: IntoActiveModel<A>,
+    C: ConnectionTrait + TransactionTrait,
+{
+    let began = Instant::now();
+    match way {
+        Way::Transaction => {
+            let transaction = db.begin().await?;
+            for row in rows {
+                A::whole(row).insert(&transaction).await?;
+            }
+            transaction.commit().await?;
+        }
+        Way::Autocommit => {
+            for row in rows {
+                A::whole(row).insert(db).await?;
+            }
+        }
+        Way::InsertMany => {
+            for part in rows.chunks(MANY) {
+                <A::Entity as EntityTrait>::insert_many(part.iter().map(A::whole))
+                    .exec_without_returning(db)
+                    .await?;
+            }
+        }
+        Way::Update => {
+            let transaction = db.begin().await?;
+            for (i, row) in rows.iter().enumerate() {
+                A::renamed(row, format!("renamed_{round}_{i}.txt")).update(&transaction).await?;
+            }
+            transaction.commit().await?;
+        }
+    }
+    Ok(began.elapsed())
+}
