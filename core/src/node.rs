@@ -33,6 +33,9 @@ use crate::{
 mod follow;
 mod serve;
 
+#[cfg(test)]
+mod astray;
+
 /// Questions for the leader's top that may wait for the subscription to stand.
 const QUESTIONS_QUEUE: usize = 16;
 

@@ -369,15 +369,21 @@ fn wal_path(path: &Path) -> PathBuf {
 }
 
 /// Refuses an entrance that will not do before triggers or anything else is touched.
-pub(crate) fn check_entrance(path: &Path, entrance: crate::term::Entrance) -> Result<(), Error> {
+pub(crate) fn check_entrance<'t>(
+    path: &Path,
+    entrance: crate::term::Entrance,
+    tables: impl IntoIterator<Item = &'t str>,
+) -> Result<(), Error> {
     use crate::term::Entrance::{Create, Existing, Join};
-    let found = replica(&connect(path, true)?)?;
+    let conn = connect(path, true)?;
+    let found = replica(&conn)?;
     match (entrance, found) {
         (Existing, None) => Err(Error::NoLibrary),
         (Create(wanted) | Join(wanted), Some(found)) if found.library != wanted => {
             Err(Error::OtherLibrary { found: found.library, wanted })
         }
         (Create(library), Some(found)) if !found.founder => Err(Error::Joined { library }),
+        (Join(library), None) => crate::term::refuse_unrelated_rows(&conn, tables, library),
         _ => Ok(()),
     }
 }
