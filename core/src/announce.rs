@@ -2,8 +2,10 @@
 //!
 //! While an application migrates its schema the capture triggers are off, and a table that is rebuilt loses them.
 //! Such a table is suspect: when its library is next opened every row is compared with what the log, or what is
-//! pending, last said of its record, on the fields that both know. What differs is put into the outbox as if it had
-//! just been written; a row that says what the log says costs no entry, so that adding a column sends nothing.
+//! pending, last said of its record; a field that it did not say counts as what every device fills it with. What differs
+//! is put into the outbox as if it had just been written; a row that says what the log says costs no entry, so that
+//! adding a column sends nothing. Fields that were never said are the leader's to tell: every device migrates alike, and
+//! one of them is enough.
 
 use std::collections::HashSet;
 
@@ -64,6 +66,7 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
     };
     let model_row = log::model_row(tx.conn, &shape_of.model)?;
     let mut layouts = Layouts::new(tx.models);
+    let leads = tx.replica()?.is_leader();
     let mut found = 0;
     let mut seen = HashSet::new();
     let mut select =
@@ -76,7 +79,10 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
         let said = last_said(tx.conn, &mut layouts, model_row, &record)?;
         let differs = match said.as_ref().and_then(|said| said.row_as(shape_of)) {
             None => Some(1),
-            Some(said) => said.iter().zip(&row).any(|(s, v)| s.is_some_and(|s| s != v)).then_some(4),
+            Some(said) => {
+                let mut fields = said.iter().zip(&model.fills).zip(&row);
+                fields.any(|((said, fill), v)| said.map_or(leads && fill != v, |said| said != v)).then_some(4)
+            }
         };
         if let Some(kind) = differs {
             put(kind, 'v', &row)?;

@@ -425,7 +425,7 @@ struct Writer<'c> {
     model: &'c Model,
     upsert: CachedStatement<'c>,
     delete: CachedStatement<'c>,
-    /// For each of the table's fields, where it is in the sent row; `None`: the model's default.
+    /// For each of the table's fields, where it is in the sent row; `None`: the model's fill.
     map: Option<Vec<Option<usize>>>,
     key: Vec<usize>,
 }
@@ -464,11 +464,7 @@ impl<'c> Writer<'c> {
             }
             Some(map) => {
                 for (i, from) in map.iter().enumerate() {
-                    let field = &self.model.descriptor.fields[i];
-                    let value = match from {
-                        Some(from) => bind(&change.row[*from]),
-                        None => field.default.as_ref().map_or(rusqlite::types::ValueRef::Null, bind),
-                    };
+                    let value = bind(from.map_or(&self.model.fills[i], |from| &change.row[from]));
                     self.upsert.raw_bind_parameter(i + 1, rusqlite::types::ToSqlOutput::Borrowed(value))?;
                 }
             }

@@ -53,7 +53,7 @@ pub(crate) fn install(conn: &Connection, models: &[(ModelDescriptor, Recorder)])
         .collect::<Result<_, _>>()?;
     let mut wanted: HashMap<String, String> = HashMap::new();
     for (model, recorder) in models {
-        let suspect = lost_triggers(conn, model, &present)?;
+        let suspect = is_suspect(conn, model, &present)?;
         let shape = current_shape(conn, model, *recorder)?;
         if suspect {
             conn.execute("UPDATE sync_shape SET suspect = 1 WHERE id = ?1", [shape])?;
@@ -74,29 +74,30 @@ pub(crate) fn install(conn: &Connection, models: &[(ModelDescriptor, Recorder)])
     Ok(())
 }
 
-/// Name and SQL of every capture trigger.
-pub(crate) const TRIGGERS: &str =
-    "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'sync\\_%' ESCAPE '\\'";
+/// Name, SQL and table of every capture trigger.
+pub(crate) const TRIGGERS: &str = "SELECT name, sql, tbl_name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'sync\\_%' ESCAPE '\\'";
 
 /// Notes that writes to the tables of these shapes may have gone uncaptured.
 pub(crate) const SUSPECT_ALL: &str = "UPDATE sync_shape SET suspect = 1 WHERE current = 1";
 
-/// Whether writes to the model's table may have gone uncaptured: its triggers should be there and are not, as after
-/// a table was rebuilt, or a migration is noted to have run without them.
-fn lost_triggers(
+/// Whether the model's table may hold what the log does not say: its triggers should be there and are not, as after
+/// a table was rebuilt, a migration is noted to have run without them, or the model has other fields than before.
+fn is_suspect(
     conn: &Connection,
     model: &ModelDescriptor,
     present: &HashMap<String, String>,
 ) -> Result<bool, Error> {
-    let before: Option<(bool, bool)> = conn
+    let before: Option<(bool, bool, String)> = conn
         .prepare_cached(
-            "SELECT recorder = 'trigger', suspect FROM sync_shape WHERE model = ?1 AND current = 1",
+            "SELECT recorder = 'trigger', suspect, fields FROM sync_shape WHERE model = ?1 AND current = 1",
         )?
-        .query_row([model.id], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row([model.id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()?;
     let lost =
         || ["insert", "delete", "rekey"].iter().any(|what| !present.contains_key(&trigger_name(model, what)));
-    Ok(before.is_some_and(|(by_trigger, suspect)| suspect || (by_trigger && lost())))
+    Ok(before.is_some_and(|(by_trigger, suspect, fields)| {
+        suspect || (by_trigger && lost()) || fields != json_names(model.field_names())
+    }))
 }
 
 fn trigger_name(model: &ModelDescriptor, what: &str) -> String {

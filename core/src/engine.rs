@@ -22,9 +22,11 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     error::Error,
     gate::WriteGate,
-    id::Position,
+    id::{Position, Seq},
+    log::LogReader,
     seal,
-    store::{self, Store, Tx},
+    store::{self, Replica, Store, Tx},
+    wire::Message,
 };
 
 /// How often the engine looks for commits that nobody told it of.
@@ -35,6 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const REST: u32 = 4;
 /// After a failed seal, how long until the next.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// A seal of at most this many changes is made into a message at once; more are read from the log by who serves them.
+const TAIL_MAX: u64 = 64;
 /// Steps that may wait for the engine; whoever asks for one more waits for a place.
 const STEPS_QUEUE: usize = 64;
 
@@ -45,6 +49,8 @@ pub(crate) struct Pulse {
     pub(crate) top: Option<Position>,
     /// Whether this device leads.
     pub(crate) leads: bool,
+    /// The newest entries, ready to be sent, where they are few.
+    pub(crate) tail: Option<Tail>,
     /// Rows in the outbox that the last seal left.
     pub(crate) outbox: u64,
     /// Changes that the log does not show yet.
@@ -57,6 +63,16 @@ pub(crate) struct Pulse {
     pub(crate) error: Option<String>,
     /// Set when the engine has stopped.
     pub(crate) stopped: bool,
+}
+
+/// The message of the newest entries, made once for all followers that have everything before them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Tail {
+    /// The message is for who stands here,
+    pub(crate) after: Seq,
+    /// and brings them here.
+    pub(crate) last: Seq,
+    pub(crate) message: Arc<Vec<u8>>,
 }
 
 type Step = Box<dyn FnOnce(&mut Driver) + Send>;
@@ -98,6 +114,8 @@ pub(crate) struct Driver {
     pulse: watch::Sender<Pulse>,
     /// Sealing begins when the replica knows which device it is.
     seals: bool,
+    /// What is counted for the status has changed since it was last counted.
+    counts_due: bool,
     /// Keeps the database to this engine, until the thread has ended.
     _lock: Arc<File>,
 }
@@ -115,7 +133,7 @@ impl Engine {
         let (commands, inbox) = mpsc::sync_channel(STEPS_QUEUE);
         let (sender, pulse) = watch::channel(Pulse::default());
         let waker = Waker { woken: Arc::new(AtomicBool::new(false)), commands: commands.clone() };
-        let driver = Driver { store, gate, pulse: sender, seals: false, _lock: lock };
+        let driver = Driver { store, gate, pulse: sender, seals: false, counts_due: false, _lock: lock };
         let woken = Arc::clone(&waker.woken);
         let thread = thread::Builder::new()
             .name("tidelog".into())
@@ -187,7 +205,8 @@ impl Driver {
             let wait = if dirty && self.seals { rest.min(LOOK_EVERY) } else { LOOK_EVERY };
             match inbox.recv_timeout(wait) {
                 Ok(Command::Step(step)) => step(&mut self),
-                Ok(Command::Wake) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Command::Wake) => {}
+                Err(RecvTimeoutError::Timeout) => self.count_if_due(),
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             }
             dirty |= woken.load(Ordering::Acquire);
@@ -215,24 +234,47 @@ impl Driver {
 
     /// One seal. Whether more waits, and how long the writer was held.
     fn round(&mut self) -> Result<(bool, Duration), Error> {
+        self.store.follow_schema()?;
+        if self.store.is_outbox_empty()? {
+            // The commit was of something else; a reader's look takes the writer from nobody.
+            if self.pulse.borrow().error.is_some() {
+                self.publish()?;
+            }
+            return Ok((false, Duration::ZERO));
+        }
         let guard = self.gate.acquire_blocking(PATIENCE);
         let began = Instant::now();
-        self.store.follow_schema()?;
         let sealed = self.store.transaction(seal::seal);
         drop(guard);
         let (held, sealed) = (began.elapsed(), sealed?);
-        if sealed.rows > 0 || self.pulse.borrow().error.is_some() {
-            self.publish()?;
-        }
+        let tail = if (1..=TAIL_MAX).contains(&sealed.changes) { self.tail(sealed.changes)? } else { None };
+        self.tell(tail)?;
         Ok((sealed.more, held))
     }
 
+    /// The last `count` entries of the log as a message; nothing on a follower.
+    fn tail(&self, count: u64) -> Result<Option<Tail>, Error> {
+        let conn = self.store.connection();
+        let Some(replica) = store::replica(conn)?.filter(Replica::is_leader) else { return Ok(None) };
+        let top = store::top(conn)?;
+        let after = Seq(top.seq.0.saturating_sub(count));
+        let batch = LogReader::new(self.store.models()).read(conn, after, top.seq)?;
+        let message = Message::entries(replica.max_seen, replica.floor, top, &batch).encode();
+        Ok(Some(Tail { after, last: batch.last(), message: Arc::new(message) }))
+    }
+
     /// Runs a step in a transaction, in turn with the application's writers.
+    ///
+    /// # Errors
+    /// The step's; before it, that the schema was changed and no longer carries the models.
     pub(crate) fn transaction<T>(
         &mut self,
         step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let _guard = self.gate.acquire_blocking(PATIENCE);
+        if self.seals {
+            self.store.follow_schema()?;
+        }
         self.store.transaction(step)
     }
 
@@ -241,31 +283,47 @@ impl Driver {
         self.seals = true;
     }
 
-    /// Makes the log durable (rule D) and tells where it reaches.
-    pub(crate) fn publish(&mut self) -> Result<(), Error> {
+    /// Makes the log durable (rule D) on a leader, and tells where it reaches.
+    pub(crate) fn tell(&mut self, tail: Option<Tail>) -> Result<(), Error> {
         let conn = self.store.connection();
         let leads = store::replica(conn)?.is_some_and(|r| r.is_leader());
         let top = store::top(conn)?;
+        if leads {
+            self.store.sync()?;
+        }
+        self.counts_due = true;
+        self.pulse.send_modify(|pulse| {
+            (pulse.top, pulse.leads, pulse.tail, pulse.error) = (Some(top), leads, tail, None);
+        });
+        Ok(())
+    }
+
+    /// [`Driver::tell`], and what the status counts.
+    pub(crate) fn publish(&mut self) -> Result<(), Error> {
+        self.tell(None)?;
+        self.count()
+    }
+
+    fn count_if_due(&mut self) {
+        if self.counts_due
+            && let Err(error) = self.count()
+        {
+            tracing::warn!(%error, "counting for the status failed");
+        }
+    }
+
+    fn count(&mut self) -> Result<(), Error> {
+        let conn = self.store.connection();
         let count =
             |sql: &str| -> Result<u64, Error> { Ok(conn.prepare_cached(sql)?.query_row([], |r| r.get(0))?) };
         let outbox = count("SELECT coalesce(max(id) - min(id) + 1, 0) FROM sync_outbox")?;
         let pending = count("SELECT count(*) FROM sync_pending")?;
         let quarantined = count("SELECT count(*) FROM sync_quarantine")?;
         let withheld = count("SELECT coalesce(max(withheld), 0) FROM sync_replica")?;
-        if leads {
-            self.store.sync()?;
-        }
+        self.counts_due = false;
         self.pulse.send_modify(|pulse| {
-            *pulse = Pulse {
-                top: Some(top),
-                leads,
-                outbox,
-                pending,
-                quarantined,
-                withheld,
-                error: None,
-                stopped: false,
-            };
+            (pulse.outbox, pulse.pending) = (outbox, pending);
+            (pulse.quarantined, pulse.withheld) = (quarantined, withheld);
         });
         Ok(())
     }

@@ -25,8 +25,11 @@ pub(crate) struct RecordId<'r>(pub(crate) &'r str);
 impl ToSql for RecordId<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(match Uuid::try_parse(self.0) {
-            Ok(uuid) => ToSqlOutput::Owned(SqlValue::Blob(uuid.as_bytes().to_vec())),
-            Err(_) => ToSqlOutput::Borrowed(ValueRef::Text(self.0.as_bytes())),
+            // Only what reads back as it was: a text key may hold a UUID in other letters.
+            Ok(uuid) if uuid.hyphenated().to_string() == self.0 => {
+                ToSqlOutput::Owned(SqlValue::Blob(uuid.as_bytes().to_vec()))
+            }
+            _ => ToSqlOutput::Borrowed(ValueRef::Text(self.0.as_bytes())),
         })
     }
 }

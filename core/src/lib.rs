@@ -104,6 +104,7 @@ pub mod model;
 mod node;
 pub mod notice;
 mod seal;
+mod sequence;
 pub mod status;
 mod store;
 mod term;

@@ -123,7 +123,8 @@ impl LibraryBuilder {
             let (path, gate) = (path.clone(), Arc::clone(&gate));
             move || {
                 let _turn = gate.acquire_blocking(store::BUSY_TIMEOUT);
-                store::check_entrance(&path, entrance)?;
+                let tables = models.iter().map(|(m, _)| m.table.as_str());
+                store::check_entrance(&path, entrance, tables)?;
                 let mut store = Store::open(&path, models, world)?;
                 let id = store.transaction(|tx| term::enter(tx, entrance))?;
                 let position = store::top(store.connection())?;

@@ -357,7 +357,8 @@ impl<'m> LogReader<'m> {
     }
 }
 
-fn changed_fields(shape: &Shape, json: &[u8]) -> Result<Vec<u16>, Error> {
+/// Indices of changed fields, kept as names.
+pub(crate) fn changed_fields(shape: &Shape, json: &[u8]) -> Result<Vec<u16>, Error> {
     let names = names_from_json(&String::from_utf8_lossy(json))?;
     let position =
         |name: &String| shape.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());

@@ -33,6 +33,9 @@ use crate::{
 mod follow;
 mod serve;
 
+#[cfg(test)]
+mod astray;
+
 /// Questions for the leader's top that may wait for the subscription to stand.
 const QUESTIONS_QUEUE: usize = 16;
 
@@ -199,6 +202,7 @@ pub(crate) async fn ask_top(library: &Inner) -> Result<Position, Error> {
 /// Carries what the engine tells of itself into the status.
 async fn show_pulse(shared: Arc<Shared>) {
     let mut pulse = shared.library.engine.pulse();
+    let mut shown: Option<String> = None;
     loop {
         let now = pulse.borrow_and_update().clone();
         shared.library.status.send_if_modified(|status| {
@@ -218,9 +222,12 @@ async fn show_pulse(shared: Arc<Shared>) {
                 status.behind = None;
                 status.link = Link::Connecting;
             }
-            if let Some(error) = &now.error {
-                status.last_error = Some(error.clone());
+            if now.error.is_some() {
+                status.last_error.clone_from(&now.error);
+            } else if shown.is_some() && status.last_error == shown {
+                status.last_error = None;
             }
+            shown.clone_from(&now.error);
             *status != before
         });
         tokio::select! {

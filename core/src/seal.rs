@@ -20,6 +20,7 @@ use crate::{
     id::{Origin, OriginSeq, Position, Seq, Term},
     layout::{RecordId, layout_row},
     log::{self, Appender, ROW_MAX},
+    sequence,
     store::{Captured, Minted, Replica, Tx, top},
     value::{Value, row_to_json},
     world::tick,
@@ -54,6 +55,9 @@ pub(crate) struct Sealed {
 pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
     let Some((until, more)) = cut(tx.conn)? else { return Ok(Sealed::default()) };
     let replica = tx.replica()?;
+    if replica.is_leader() {
+        sequence::sequence_pending(tx)?;
+    }
     let mut sink = Sink::new(tx, &replica)?;
     let mut rows_taken = 0;
     let announced;
@@ -438,8 +442,8 @@ impl<'c> Sink<'c> {
                 change.existed,
                 layout_row(tx.conn, &change.shape)?,
                 fields,
-                row_text(change, &change.row),
-                change.before.as_ref().map(|row| row_text(change, row)),
+                row_text(change, change.kind, &change.row),
+                change.before.as_ref().map(|row| row_text(change, EntryKind::Upsert, row)),
                 change.mark,
                 change.actor,
                 priority
@@ -488,9 +492,9 @@ impl<'c> Sink<'c> {
     }
 }
 
-fn row_text(change: &Change, row: &[Value]) -> String {
+fn row_text(change: &Change, kind: EntryKind, row: &[Value]) -> String {
     let mut text = String::new();
-    change.shape.write_row(change.kind, row, &mut text);
+    change.shape.write_row(kind, row, &mut text);
     text
 }
 

@@ -23,6 +23,8 @@ use crate::{
     error::Error,
     id::{DeviceId, LibraryId, Origin, OriginSeq, Position, Seq, Term},
     model::{ModelDescriptor, Recorder},
+    seal::read_value,
+    value::{self, Value},
     world::World,
 };
 
@@ -39,6 +41,8 @@ pub(crate) struct Model {
     pub(crate) recorder: Recorder,
     pub(crate) shape: Arc<Shape>,
     pub(crate) sql: RowSql,
+    /// What each field holds in a row that was captured where, or when, the model did not have it.
+    pub(crate) fills: Vec<Value>,
 }
 
 /// Statements over one table, parameters in the order of the model's fields (upsert) or of its key (the others).
@@ -56,7 +60,37 @@ impl Model {
     pub(crate) fn new(descriptor: ModelDescriptor, recorder: Recorder) -> Self {
         let shape = Arc::new(Shape::of(&descriptor));
         let sql = RowSql::of(&descriptor);
-        Self { descriptor, recorder, shape, sql }
+        let fills = descriptor.fields.iter().map(|f| f.default.clone().unwrap_or_default()).collect();
+        Self { descriptor, recorder, shape, sql, fills }
+    }
+
+    /// Looks in the table for what the model does not say: the column's constant default, or, where NULL may not be,
+    /// the type's zero. The same on every device with that schema, so that a row means the same everywhere.
+    fn look_up_fills(&mut self, conn: &Connection) -> Result<(), Error> {
+        let mut statement =
+            conn.prepare("SELECT dflt_value, \"notnull\" FROM pragma_table_info(?1) WHERE name = ?2")?;
+        for (field, fill) in self.descriptor.fields.iter().zip(&mut self.fills) {
+            if field.default.is_some() {
+                continue;
+            }
+            let column = statement.query_row([&self.descriptor.table, &field.name], |row| {
+                Ok((row.get::<_, Option<String>>(0)?, row.get::<_, bool>(1)?))
+            });
+            let Some((default, not_null)) = column.optional()? else { continue };
+            let constant =
+                default.filter(|d| !d.contains('(') && !d.to_ascii_uppercase().starts_with("CURRENT_"));
+            *fill = match constant {
+                Some(constant) => {
+                    let value = |row: &rusqlite::Row<'_>| Ok(read_value(row.get_ref(0)?));
+                    conn.query_row(&format!("SELECT {constant}"), [], value)?
+                }
+                None => Value::Null,
+            };
+            if not_null && *fill == Value::Null {
+                *fill = value::from_sea(&value::zero_sea(&field.kind));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -196,6 +230,9 @@ impl Store {
         self.foreign_triggers = capture::has_foreign_triggers(&self.conn, &tables)?;
         self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, self.foreign_triggers)?;
         self.load_captured()?;
+        for model in &mut self.models {
+            model.look_up_fills(&self.conn)?;
+        }
         self.schema_version = self.read_schema_version()?;
         Ok(())
     }
@@ -291,6 +328,15 @@ impl Store {
         }
     }
 
+    /// Whether nothing waits to be sealed.
+    pub(crate) fn is_outbox_empty(&self) -> Result<bool, Error> {
+        Ok(!self.conn.prepare_cached("SELECT 1 FROM sync_outbox LIMIT 1")?.exists([])?)
+    }
+
+    pub(crate) fn models(&self) -> &[Model] {
+        &self.models
+    }
+
     pub(crate) fn connection(&self) -> &Connection {
         &self.conn
     }
@@ -323,15 +369,21 @@ fn wal_path(path: &Path) -> PathBuf {
 }
 
 /// Refuses an entrance that will not do before triggers or anything else is touched.
-pub(crate) fn check_entrance(path: &Path, entrance: crate::term::Entrance) -> Result<(), Error> {
+pub(crate) fn check_entrance<'t>(
+    path: &Path,
+    entrance: crate::term::Entrance,
+    tables: impl IntoIterator<Item = &'t str>,
+) -> Result<(), Error> {
     use crate::term::Entrance::{Create, Existing, Join};
-    let found = replica(&connect(path, true)?)?;
+    let conn = connect(path, true)?;
+    let found = replica(&conn)?;
     match (entrance, found) {
         (Existing, None) => Err(Error::NoLibrary),
         (Create(wanted) | Join(wanted), Some(found)) if found.library != wanted => {
             Err(Error::OtherLibrary { found: found.library, wanted })
         }
         (Create(library), Some(found)) if !found.founder => Err(Error::Joined { library }),
+        (Join(library), None) => crate::term::refuse_unrelated_rows(&conn, tables, library),
         _ => Ok(()),
     }
 }

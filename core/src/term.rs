@@ -11,6 +11,7 @@ use crate::{
     error::Error,
     id::{DeviceId, Incarnation, LibraryId, OriginSeq, Position, Seq, Term},
     log::{self, Appender},
+    sequence,
     store::{Minted, Tx, replica, top},
     world::tick,
 };
@@ -39,7 +40,8 @@ pub(crate) fn enter(tx: &mut Tx<'_>, entrance: Entrance) -> Result<LibraryId, Er
         (Entrance::Create(_) | Entrance::Join(_), Some(found)) => return Ok(found.library),
         (Entrance::Create(wanted), None) => (wanted, true),
         (Entrance::Join(wanted), None) => {
-            refuse_unrelated_rows(tx, wanted)?;
+            let tables = tx.models.iter().map(|m| m.descriptor.table.as_str());
+            refuse_unrelated_rows(tx.conn, tables, wanted)?;
             (wanted, false)
         }
     };
@@ -51,16 +53,23 @@ pub(crate) fn enter(tx: &mut Tx<'_>, entrance: Entrance) -> Result<LibraryId, Er
 }
 
 /// A device that joins brings no rows of its own: nobody could tell them from the library's.
-fn refuse_unrelated_rows(tx: &Tx<'_>, library: LibraryId) -> Result<(), Error> {
-    for model in tx.models {
-        let table = &model.descriptor.table;
-        let rows: u64 = tx.conn.query_row(
-            &format!("SELECT count(*) FROM {}", crate::capture::quote(table)),
-            [],
-            |r| r.get(0),
-        )?;
+pub(crate) fn refuse_unrelated_rows<'t>(
+    conn: &rusqlite::Connection,
+    tables: impl IntoIterator<Item = &'t str>,
+    library: LibraryId,
+) -> Result<(), Error> {
+    for table in tables {
+        let exists = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1 COLLATE NOCASE";
+        if !conn.prepare(exists)?.exists([table])? {
+            // That it is missing is told when the triggers are installed.
+            continue;
+        }
+        let rows: u64 =
+            conn.query_row(&format!("SELECT count(*) FROM {}", crate::capture::quote(table)), [], |r| {
+                r.get(0)
+            })?;
         if rows > 0 {
-            return Err(Error::NotEmpty { table: table.clone(), rows, library });
+            return Err(Error::NotEmpty { table: table.to_owned(), rows, library });
         }
     }
     Ok(())
@@ -89,6 +98,7 @@ pub(crate) fn start(tx: &mut Tx<'_>, device: DeviceId) -> Result<Started, Error>
         // Leadership belongs to the key that was granted it (rule T).
         tx.conn
             .execute("UPDATE sync_replica SET lead = NULL, granted = NULL, founder = 0 WHERE id = 1", [])?;
+        announce::announce_suspects(tx)?;
         return Ok(Started::Copied { before });
     }
     let counter = match replica.lead {
@@ -116,7 +126,9 @@ fn open_term(tx: &mut Tx<'_>, term: Term) -> Result<(), Error> {
     let body = Body::TermStart { stamp, at: now };
     Appender::new(tx.conn, top)?.push(&Entry { seq: top.seq.next(), term, n: None, body })?;
     tx.set_terms(term, Some(term))?;
-    tx.set_clock(stamp)
+    tx.set_clock(stamp)?;
+    sequence::sequence_pending(tx)?;
+    Ok(())
 }
 
 /// Makes devices members, those that are not yet. A leader step: elsewhere nothing happens.

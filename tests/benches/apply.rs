@@ -2,6 +2,8 @@
 //! followers from memory, so that no leader and no network works at the same time.
 //!
 //! The baseline inserts the same rows into the same table, with transactions of the same size and without a log.
+//! Beside the clock's figures stand those of the processor time that either one's thread used: others on the machine
+//! hardly touch those.
 
 use std::{
     path::Path,
@@ -23,12 +25,12 @@ use crate::{
     Failure,
     args::Options,
     database::{self, Backlog, Entrance},
-    raw,
+    process, raw,
     report::{Bar, Row},
     rounds::Rounds,
 };
 
-pub(crate) const NAMES: &[&str] = &["apply"];
+pub(crate) const NAMES: &[&str] = &["apply", "apply/cpu"];
 
 const ROUNDS: usize = 5;
 const AT_LEAST: f64 = 0.45;
@@ -49,13 +51,27 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Row>, Failure> {
     eprintln!("apply, about {transaction} rows in a transaction …");
     let raw_db = folder.join("raw.db");
     let per_second = |seconds: f64| rows.len() as f64 / seconds;
+    let (mut applying, mut inserting) = (Vec::new(), Vec::new());
     let taken = Rounds::take(
         ROUNDS,
-        async |_| Ok(per_second(play(folder, &backlog, &messages).await?)),
-        async |_| Ok(per_second(rows.insert(&raw_db, transaction)?.as_secs_f64())),
+        async |_| {
+            let (took, used) = play(folder, &backlog, &messages).await?;
+            applying.push(per_second(used));
+            Ok(per_second(took))
+        },
+        async |_| {
+            let before = process::cpu_time()?;
+            let took = rows.insert(&raw_db, transaction)?;
+            inserting.push(per_second(process::cpu_time()?.saturating_sub(before).as_secs_f64()));
+            Ok(per_second(took.as_secs_f64()))
+        },
     )
     .await?;
-    Ok(vec![Row::new("apply", "rows/s", taken.figures(), Bar::RatioAtLeast(AT_LEAST))])
+    let used = Rounds::of(applying, inserting);
+    Ok(vec![
+        Row::new("apply", "rows/s", taken.figures(), Bar::RatioAtLeast(AT_LEAST)),
+        Row::new("apply/cpu", "rows/cpu s", used.figures(), Bar::None),
+    ])
 }
 
 /// Lets a follower pull everything from the finished log of a leader, and keeps what the leader sent.
@@ -76,8 +92,12 @@ async fn record(folder: &Path, backlog: &Backlog) -> Result<Vec<Vec<u8>>, Failur
     Ok(std::mem::take(&mut *messages.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
-/// Plays the messages to a fresh follower. Seconds from its start until its table holds all rows.
-async fn play(folder: &Path, backlog: &Backlog, messages: &[Vec<u8>]) -> Result<f64, Failure> {
+/// The name of the thread that applies.
+const ENGINE: &str = "tidelog";
+
+/// Plays the messages to a fresh follower. Seconds from its start until its table holds all rows, and those that its
+/// engine used of a processor.
+async fn play(folder: &Path, backlog: &Backlog, messages: &[Vec<u8>]) -> Result<(f64, f64), Failure> {
     let path = folder.join("follower.db");
     database::remove(&path)?;
     let (db, library) = database::open(&path, Entrance::Join(backlog.library)).await?;
@@ -86,12 +106,14 @@ async fn play(folder: &Path, backlog: &Backlog, messages: &[Vec<u8>]) -> Result<
         async move { database::holds(&path, rows).await }
     });
     let player = Player { messages: Mutex::new(messages.to_vec()) };
-    let began = Instant::now();
+    let engine = || process::cpu_time_of(|name| name == ENGINE);
+    let (began, before) = (Instant::now(), engine()?);
     library.start(Arc::new(player)).await?;
     let reached = waiting.await?.map_err(|error| format!("{error}: {:?}", *library.status().borrow()))?;
+    let used = engine()?.saturating_sub(before);
     library.shutdown().await;
     db.close().await?;
-    Ok(reached.duration_since(began).as_secs_f64())
+    Ok((reached.duration_since(began).as_secs_f64(), used.as_secs_f64()))
 }
 
 /// The in-memory transport with an ear on what comes in.

@@ -3,6 +3,8 @@
 //! Each way of writing is measured with the node stopped, where only the trigger and the hooks are at work, and with
 //! it running as a leader, where the engine seals what was committed meanwhile. Before the baseline's turn the engine
 //! has sealed everything, so that it does not work on the baseline's time.
+//!
+//! With the node stopped the processor time of the whole process is shown too: others on the machine hardly touch it.
 
 use std::{
     path::Path,
@@ -21,22 +23,28 @@ use crate::{
     args::Options,
     database::{self, Entrance},
     entry::{Entry, Row, Walk, plain, synced},
+    process,
     report::{self, Bar},
     rounds::Rounds,
 };
 
 pub(crate) const NAMES: &[&str] = &[
     "capture/transaction/stopped",
+    "capture/transaction/cpu",
     "capture/transaction/running",
     "capture/autocommit/stopped",
+    "capture/autocommit/cpu",
     "capture/autocommit/running",
     "capture/insert_many/stopped",
+    "capture/insert_many/cpu",
     "capture/insert_many/running",
     "capture/update/stopped",
+    "capture/update/cpu",
     "capture/update/running",
 ];
 
-const ROUNDS: usize = 7;
+/// Many and short: what disturbs the machine then falls on measure and baseline alike.
+const ROUNDS: usize = 15;
 /// Rows of one `insert_many`.
 const MANY: usize = 1000;
 
@@ -54,30 +62,35 @@ enum Way {
 }
 
 const WAYS: [(&str, Way, usize, f64); 4] = [
-    ("transaction", Way::Transaction, 10_000, 1.35),
-    ("autocommit", Way::Autocommit, 3_000, 1.30),
-    ("insert_many", Way::InsertMany, 20_000, 1.7),
-    ("update", Way::Update, 10_000, 1.6),
+    ("transaction", Way::Transaction, 5_000, 1.35),
+    ("autocommit", Way::Autocommit, 2_000, 1.30),
+    ("insert_many", Way::InsertMany, 10_000, 1.7),
+    ("update", Way::Update, 5_000, 1.6),
 ];
 
 pub(crate) async fn run(options: &Options) -> Result<Vec<report::Row>, Failure> {
     let mut rows = Vec::new();
     for (name, way, full, bar) in WAYS {
         for node in ["stopped", "running"] {
-            let measure = format!("capture/{name}/{node}");
-            if !options.wants(&measure) {
+            let (measure, cpu) = (format!("capture/{name}/{node}"), format!("capture/{name}/cpu"));
+            let running = node == "running";
+            if !options.wants(&measure) && (running || !options.wants(&cpu)) {
                 continue;
             }
             eprintln!("{measure} …");
             let folder = database::folder()?;
-            let rounds = compare(folder.path(), way, options.scaled(full), node == "running").await?;
-            rows.push(report::Row::new(measure, "µs/row", rounds.figures(), Bar::RatioAtMost(bar)));
+            let (took, used) = compare(folder.path(), way, options.scaled(full), running).await?;
+            rows.push(report::Row::new(measure, "µs/row", took.figures(), Bar::RatioAtMost(bar)));
+            if !running {
+                rows.push(report::Row::new(cpu, "cpu µs/row", used.figures(), Bar::None));
+            }
         }
     }
     Ok(rows)
 }
 
-async fn compare(folder: &Path, way: Way, count: usize, running: bool) -> Result<Rounds, Failure> {
+/// Time that both took, and that they used of the processor.
+async fn compare(folder: &Path, way: Way, count: usize, running: bool) -> Result<(Rounds, Rounds), Failure> {
     let (db, library) =
         database::open(&folder.join("tidelog.db"), Entrance::Create(LibraryId::random())).await?;
     let plain = database::plain(&folder.join("plain.db")).await?;
@@ -97,22 +110,30 @@ async fn compare(folder: &Path, way: Way, count: usize, running: bool) -> Result
     // Updates go over the same rows in every round.
     let batch = |round: usize| if way == Way::Update { &batches[0] } else { &batches[round] };
     let per_row = |took: Duration| took.as_secs_f64() * 1e6 / count as f64;
-    let rounds = Rounds::take(
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    let took = Rounds::take(
         ROUNDS,
         async |round| {
+            let before = process::cpu_time()?;
             let took = write::<synced::ActiveModel, _>(&db, way, batch(round), round).await?;
+            with.push(per_row(process::cpu_time()? - before));
             if running {
                 library.barrier().await?;
             }
             Ok(per_row(took))
         },
-        async |round| Ok(per_row(write::<plain::ActiveModel, _>(&plain, way, batch(round), round).await?)),
+        async |round| {
+            let before = process::cpu_time()?;
+            let took = write::<plain::ActiveModel, _>(&plain, way, batch(round), round).await?;
+            without.push(per_row(process::cpu_time()? - before));
+            Ok(per_row(took))
+        },
     )
     .await?;
     library.shutdown().await;
     db.close().await?;
     plain.close().await?;
-    Ok(rounds)
+    Ok((took, Rounds::of(with, without)))
 }
 
 /// Writes the rows, and says how long that took.

@@ -4,17 +4,24 @@ use std::{fs, time::Duration};
 
 use crate::Failure;
 
-/// Ticks per second in `/proc`: fixed by Linux for programs, whatever the kernel's own.
-const TICKS: f64 = 100.0;
-
-/// Processor time of all threads so far.
+/// Processor time that the threads of this process have used so far.
 pub(crate) fn cpu_time() -> Result<Duration, Failure> {
-    let stat = fs::read_to_string("/proc/self/stat")?;
-    // The second field is the name, in parentheses, and may hold spaces; utime and stime are fields 14 and 15.
-    let behind_name = stat.rsplit_once(')').ok_or("/proc/self/stat has no name")?.1;
-    let ticks: u64 =
-        behind_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-    Ok(Duration::from_secs_f64(ticks as f64 / TICKS))
+    cpu_time_of(|_| true)
+}
+
+/// Processor time of the threads with such a name. Threads that have ended are not counted.
+pub(crate) fn cpu_time_of(counts: impl Fn(&str) -> bool) -> Result<Duration, Failure> {
+    let mut total = 0;
+    for thread in fs::read_dir("/proc/self/task")? {
+        let thread = thread?.path();
+        // A thread may end while it is looked at.
+        let Ok(name) = fs::read_to_string(thread.join("comm")) else { continue };
+        let Ok(times) = fs::read_to_string(thread.join("schedstat")) else { continue };
+        if counts(name.trim_end()) {
+            total += times.split_whitespace().next().unwrap_or_default().parse::<u64>()?;
+        }
+    }
+    Ok(Duration::from_nanos(total))
 }
 
 /// Memory of this process, in bytes.

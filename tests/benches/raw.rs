@@ -1,4 +1,5 @@
-//! The baseline of everything that writes many rows: prepared inserts with rusqlite, values ready at hand.
+//! The baseline of everything that writes many rows: prepared inserts with rusqlite, values ready at hand. Page cache and
+//! checkpoints are SQLite's defaults.
 
 use std::{
     path::Path,

@@ -28,6 +28,11 @@ impl Rounds {
         Ok(taken)
     }
 
+    /// Figures that were noted while [`Rounds::take`] ran; the first of each belong to the round that warmed up.
+    pub(crate) fn of(measure: Vec<f64>, baseline: Vec<f64>) -> Self {
+        Self(measure.into_iter().zip(baseline).skip(1).collect())
+    }
+
     pub(crate) fn push(&mut self, measure: f64, baseline: f64) {
         self.0.push((measure, baseline));
     }

@@ -5,9 +5,10 @@
 //! each file readable by itself; the example in `tests/examples`.
 
 pub mod cabinet;
+pub mod devices;
 pub mod file_manager;
-pub mod sample;
 pub mod scene;
+pub mod small;
 
 /// Keeps the code in the README compiling.
 #[cfg(doctest)]

@@ -101,7 +101,7 @@ async fn folding_never_crosses_an_atomic_mark() {
     assert_eq!(scene.follower.log(), ["insert folder f", "insert page p", update, update, update]);
     let marks = "SELECT count(DISTINCT mark) FROM sync_entry WHERE record = 'p'";
     assert_eq!(number(&scene.follower.file(), marks), 2);
-    let texts = "SELECT group_concat(data ->> 'text', ', ') FROM sync_entry WHERE record = 'p'";
+    let texts = "SELECT group_concat(data ->> 'text', ', ') FROM sync_log WHERE record = 'p'";
     assert_eq!(text(&scene.follower.file(), texts), "0, 1 again, 2 again, 4");
 }
 
@@ -178,7 +178,7 @@ async fn a_large_backlog_is_sealed_in_groups_that_never_tear_a_transaction() {
     let file = scene.follower.file();
     for (first, last) in groups {
         let torn = format!(
-            "SELECT count(*) FROM (SELECT data ->> 'text' FROM sync_entry WHERE seq BETWEEN {first} AND {last}
+            "SELECT count(*) FROM (SELECT data ->> 'text' FROM sync_log WHERE seq BETWEEN {first} AND {last}
                 AND record <> 'f' GROUP BY 1 HAVING count(*) <> {ROWS})"
         );
         assert_eq!(number(&file, &torn), 0, "transactions that are not whole in {first}–{last}");
@@ -305,7 +305,7 @@ async fn a_row_that_should_sync_cannot_read_is_quarantined_until_it_is_repaired(
 
 #[tokio::test]
 async fn a_row_over_the_limit_is_quarantined_visibly_and_the_rest_goes_on() {
-    const ROW_MAX: usize = 2 << 20;
+    const ROW_MAX: usize = 1 << 20;
     let scene = Scene::set(SCHEMA, register).await;
     let folder = |id: &str, size: usize| folder::ActiveModel {
         id: Set(id.into()),
@@ -323,7 +323,7 @@ async fn a_row_over_the_limit_is_quarantined_visibly_and_the_rest_goes_on() {
     assert_eq!(scene.leader.dump("folders", "id").len(), 3, "the user's write succeeded");
     let reason =
         text(&scene.leader.file(), "SELECT model || ' ' || record || ': ' || reason FROM sync_quarantine");
-    assert_says(&reason, &["folder a", "2097153 bytes", "limit of 2097152 bytes"]);
+    assert_says(&reason, &["folder a", "1048577 bytes", "limit of 1048576 bytes"]);
 
     scene.leader.sql("UPDATE folders SET note = 'short' WHERE id = 'a'").await;
     scene.assert_level("folders", "id, name, note").await;

@@ -53,26 +53,27 @@ enum End {
 /// Looks for the leader and follows it, until the node stops. On a leader it only waits.
 pub(super) async fn follow(shared: Arc<Shared>, mut questions: Questions) {
     let mut pulse = shared.library.engine.pulse();
-    loop {
-        tokio::select! {
-            led = pulse.wait_for(|pulse| !pulse.leads || pulse.stopped) => {
-                if led.map_or(true, |pulse| pulse.stopped) {
-                    show_stopped(&shared, "the engine's thread has ended; open the library again".into());
-                    return;
-                }
+    let mut ended = shared.library.engine.pulse();
+    // Stopped, or gone without a word.
+    let ended = async move { drop(ended.wait_for(|pulse| pulse.stopped).await) };
+    let following = async {
+        // An error means that the engine has ended, which is told below.
+        while pulse.wait_for(|pulse| !pulse.leads).await.is_ok() {
+            if let Some(reason) = rounds(&shared, &mut questions).await {
+                return reason;
             }
-            () = shared.stopped() => return,
         }
-        tokio::select! {
-            stopped = rounds(&shared, &mut questions) => {
-                let Some(reason) = stopped else { continue };
-                show_stopped(&shared, reason);
-                shared.stopped().await;
-                return;
-            }
-            () = shared.stopped() => return,
-        }
-    }
+        std::future::pending().await
+    };
+    let reason = tokio::select! {
+        biased;
+        () = shared.stopped() => return,
+        () = ended => "the engine's thread has ended; open the library again".to_owned(),
+        reason = following => reason,
+    };
+    show_stopped(&shared, reason);
+    // Questions that wait stay where they are: who asked learns of the link.
+    shared.stopped().await;
 }
 
 fn show_stopped(shared: &Shared, reason: String) {
@@ -383,7 +384,7 @@ impl Session<'_> {
                     let _ = changes.send(AppliedChange { model: shape.model.clone(), record, kind });
                 }
                 if let Applied::To(_) = applied {
-                    driver.publish()?;
+                    driver.tell(None)?;
                 }
                 // Freeing what arrived is work too; it is done where nobody waits for the writer.
                 Ok((applied, arrived))

@@ -12,10 +12,10 @@ use sea_orm::{
 };
 use serde_json::json;
 use tidelog::LibraryBuilder;
-use tidelog_tests::{
-    sample::{self, ActiveModel, Column, Kind, Level, Size},
-    scene::{Scene, assert_says, stored, text},
-};
+use tidelog_tests::scene::{Scene, assert_says, stored, text};
+
+mod sample;
+use sample::{ActiveModel, Column, Kind, Level, Size};
 
 fn register(builder: LibraryBuilder) -> LibraryBuilder {
     builder.model::<sample::Entity>()
