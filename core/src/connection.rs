@@ -10,6 +10,7 @@
 //! then finds it a moment later. [`Connection::plain`] is at hand for what accepts nothing else.
 
 mod cut;
+mod direct;
 mod force;
 mod open;
 mod scope;
@@ -32,7 +33,7 @@ use sea_orm::{
     TransactionTrait,
 };
 
-use self::statement::Kind;
+use self::{direct::Direct, statement::Kind};
 pub use self::{
     force::force_record,
     open::{ConnectError, ConnectOptions, Durability},
@@ -68,6 +69,8 @@ struct Inner {
     plain: DatabaseConnection,
     /// Writes that have a turn. The same as `plain` where the application's own pool is wrapped.
     writer: DatabaseConnection,
+    /// Writes single statements that have a turn; none where the application's own pool is wrapped.
+    direct: Option<Direct>,
     gate: Arc<WriteGate>,
     path: PathBuf,
     patience: Duration,
@@ -107,6 +110,9 @@ impl Connection {
     /// # Errors
     /// What the driver says.
     pub async fn close(self) -> Result<(), DbErr> {
+        if let Some(direct) = &self.inner.direct {
+            direct.close().await?;
+        }
         self.inner.plain.close_by_ref().await?;
         self.inner.writer.close_by_ref().await
     }
@@ -154,11 +160,38 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Where the write goes: only those who have a turn share the one writing connection.
+    /// Where a transaction goes: only those who have a turn use the writing pool.
     fn database(&self) -> &DatabaseConnection {
         match self.guard {
             Some(_) => &self.connection.inner.writer,
             None => &self.connection.inner.plain,
+        }
+    }
+
+    /// Where a single statement goes.
+    fn direct(&self) -> Option<&Direct> {
+        self.guard.as_ref().and(self.connection.inner.direct.as_ref())
+    }
+
+    async fn execute(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        match self.direct() {
+            Some(direct) => direct.execute(statement).await,
+            None => self.database().execute_raw(statement).await,
+        }
+    }
+
+    async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        match self.direct() {
+            Some(direct) => direct.execute_unprepared(sql).await,
+            None => self.database().execute_unprepared(sql).await,
+        }
+    }
+
+    /// All rows, though one may be wanted: see [`Direct::query`].
+    async fn query(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        match self.direct() {
+            Some(direct) => direct.query(statement).await,
+            None => self.database().query_all_raw(statement).await,
         }
     }
 }
@@ -192,7 +225,7 @@ impl ConnectionTrait for Connection {
             return self.inner.plain.execute_raw(statement).await;
         }
         let turn = self.turn().await;
-        let result = turn.database().execute_raw(statement).await?;
+        let result = turn.execute(statement).await?;
         committed(self, turn.guard, rows_written(&result)).await;
         Ok(result)
     }
@@ -202,7 +235,7 @@ impl ConnectionTrait for Connection {
             return self.inner.plain.execute_unprepared(sql).await;
         }
         let turn = self.turn().await;
-        let result = turn.database().execute_unprepared(sql).await?;
+        let result = turn.execute_unprepared(sql).await?;
         committed(self, turn.guard, rows_written(&result)).await;
         Ok(result)
     }
@@ -213,9 +246,7 @@ impl ConnectionTrait for Connection {
             return self.inner.plain.query_one_raw(statement).await;
         }
         let turn = self.turn().await;
-        // All rows, though one is wanted: the driver stops a statement after its first row and drops what
-        // SQLite says at its end, where a statement of its own commits and deferred foreign keys are checked.
-        let rows = turn.database().query_all_raw(statement).await?;
+        let rows = turn.query(statement).await?;
         committed(self, turn.guard, rows.len().max(1) as u64).await;
         Ok(rows.into_iter().next())
     }
@@ -226,7 +257,7 @@ impl ConnectionTrait for Connection {
             return self.inner.plain.query_all_raw(statement).await;
         }
         let turn = self.turn().await;
-        let rows = turn.database().query_all_raw(statement).await?;
+        let rows = turn.query(statement).await?;
         committed(self, turn.guard, rows.len().max(1) as u64).await;
         Ok(rows)
     }

@@ -90,6 +90,7 @@ mod announce;
 mod apply;
 pub mod behavior;
 mod capture;
+mod checkpoint;
 pub mod connection;
 mod engine;
 mod entry;

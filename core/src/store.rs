@@ -19,6 +19,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, config::DbConfig, param
 use crate::{
     announce,
     capture::{self, quote},
+    checkpoint::Checkpointer,
     entry::Shape,
     error::Error,
     id::{DeviceId, LibraryId, Origin, OriginSeq, Position, Seq, Term},
@@ -32,6 +33,8 @@ use crate::{
 pub(crate) const SQLITE_NEEDED: (&str, i32) = ("3.51.3", 3_051_003);
 /// How long the engine waits for another process that writes.
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Page cache of the engine's connection, in KiB.
+const CACHE_KIB: i64 = 16 * 1024;
 /// Prepared statements kept at hand.
 const STATEMENTS: usize = 64;
 
@@ -177,6 +180,7 @@ pub(crate) struct Store {
     conn: Connection,
     path: PathBuf,
     wal: Option<File>,
+    checkpointer: Checkpointer,
     models: Vec<Model>,
     captured: HashMap<i64, Captured>,
     minted: Option<Minted>,
@@ -205,7 +209,9 @@ impl Store {
         world: Arc<dyn World>,
     ) -> Result<Self, Error> {
         let conn = connect(path, false)?;
+        let checkpointer = Checkpointer::start(path, &conn)?;
         let mut store = Self {
+            checkpointer,
             conn,
             path: path.to_owned(),
             wal: None,
@@ -303,6 +309,7 @@ impl Store {
         };
         let done = step(&mut tx).and_then(|value| {
             self.conn.prepare_cached("COMMIT")?.execute([])?;
+            self.checkpointer.after_commit(&self.conn);
             Ok(value)
         });
         if done.is_err() {
@@ -358,6 +365,10 @@ pub(crate) fn connect(path: &Path, read_only: bool) -> Result<Connection, Error>
     conn.execute_batch(
         "PRAGMA foreign_keys = OFF; PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY;",
     )?;
+    if !read_only {
+        // A batch's pages stay in memory until it commits, instead of spilling into the log before.
+        conn.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    }
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(conn)
 }

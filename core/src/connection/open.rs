@@ -23,16 +23,17 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{Connection, Inner};
+use super::{Connection, Inner, direct::Direct};
 use crate::gate::WriteGate;
 
 /// The oldest SQLite that is safe here: it fixes a corruption of the write-ahead log.
 const OLDEST_SQLITE: (u32, u32, u32) = (3, 51, 3);
 
-/// Connections that write: one at work and one on its way back into the pool, which takes the driver about 50
-/// µs. More would not help, since only one writes at a time, and each has to read anew what another one
+/// Connections that write: one for single statements, taken out for good, one for transactions at work and one on
+/// its way back into the pool, which takes the driver about 50 µs. More would not help, since only one writes at a
+/// time, and each has to read anew what another one
 /// committed.
-const WRITERS: u32 = 2;
+const WRITERS: u32 = 3;
 
 /// How long [`Connection::wrap`] waits for connections in use to come back, and how often it looks.
 const WRAP_PATIENCE: Duration = Duration::from_secs(1);
@@ -195,7 +196,10 @@ pub(super) async fn open(options: ConnectOptions) -> Result<Connection, ConnectE
         }
     };
     let plain = SqlxSqliteConnector::from_sqlx_sqlite_pool(pool(options.readers).connect_lazy_with(sqlite));
-    Ok(Connection { inner: Arc::new(Inner::new(plain, writer, path, options.gate_patience)) })
+    let taken =
+        writer.get_sqlite_connection_pool().acquire().await.map_err(|e| failed(connection_error(e)))?;
+    let direct = Some(Direct::new(taken));
+    Ok(Connection { inner: Arc::new(Inner::new(plain, writer, direct, path, options.gate_patience)) })
 }
 
 pub(super) async fn wrap(db: DatabaseConnection) -> Result<Connection, ConnectError> {
@@ -217,7 +221,7 @@ pub(super) async fn wrap(db: DatabaseConnection) -> Result<Connection, ConnectEr
     };
     match outcome {
         Ok(path) => {
-            let inner = Inner::new(db.clone(), db, path, defaults.gate_patience);
+            let inner = Inner::new(db.clone(), db, None, path, defaults.gate_patience);
             Ok(Connection { inner: Arc::new(inner) })
         }
         Err(error) => {
@@ -352,9 +356,15 @@ fn connection_error(error: sqlx::Error) -> DbErr {
 }
 
 impl Inner {
-    fn new(plain: DatabaseConnection, writer: DatabaseConnection, path: PathBuf, patience: Duration) -> Self {
+    fn new(
+        plain: DatabaseConnection,
+        writer: DatabaseConnection,
+        direct: Option<Direct>,
+        path: PathBuf,
+        patience: Duration,
+    ) -> Self {
         let gate = WriteGate::of(&path);
-        Self { plain, writer, gate, path, patience }
+        Self { plain, writer, direct, gate, path, patience }
     }
 }
 

@@ -167,13 +167,14 @@ impl ConnectionTrait for Transaction {
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
         statement::check_values(&statement)?;
-        if self.admit(&statement.sql)? == Kind::Read {
-            return self.inner().query_one_raw(statement).await;
+        let kind = self.admit(&statement.sql)?;
+        // Unlike in `Connection`, the first row will do: nothing commits at this statement's end, and SQLite has
+        // done all its work and checked all but deferred constraints before it returns a row.
+        let row = self.inner().query_one_raw(statement).await?;
+        if kind != Kind::Read {
+            self.wrote(1);
         }
-        // To its end, as in `Connection`: the driver drops an error behind the first row.
-        let rows = self.inner().query_all_raw(statement).await?;
-        self.wrote(rows.len().max(1) as u64);
-        Ok(rows.into_iter().next())
+        Ok(row)
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {

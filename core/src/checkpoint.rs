@@ -1,0 +1,101 @@
+//! Checkpoints beside the engine: the write-ahead log is copied into the database by a thread of its own.
+//!
+//! SQLite would do it inside the commit that takes the log over its limit, and sync two files there; a batch that is
+//! applied would wait for it nearly every time. The thread is told when the log has grown to [`SOFT_PAGES`]. If it
+//! cannot keep up, since a checkpoint never finishes while others go on writing, the engine does one itself at
+//! [`HARD_PAGES`], where nobody writes meanwhile, and the log begins anew: that bounds it.
+
+use std::{
+    cell::Cell,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread,
+};
+
+use rusqlite::Connection;
+
+use crate::{error::Error, store};
+
+/// Pages in the write-ahead log from which on the thread is at work: 4 MiB of 4 KiB each, SQLite's own limit.
+const SOFT_PAGES: i32 = 1000;
+/// Pages in the write-ahead log at which the engine waits for a checkpoint: 64 MiB.
+const HARD_PAGES: i32 = 16_384;
+
+const PASSIVE: &str = "PRAGMA wal_checkpoint(PASSIVE)";
+
+thread_local! {
+    /// What SQLite said at the last commit of this thread: pages in the log.
+    static PAGES: Cell<i32> = const { Cell::new(0) };
+}
+
+/// The thread and the way to wake it. It ends when this is dropped.
+pub(crate) struct Checkpointer {
+    nudge: Option<SyncSender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Checkpointer {
+    /// Starts the thread, and takes automatic checkpoints off `conn`.
+    pub(crate) fn start(path: &Path, conn: &Connection) -> Result<Self, Error> {
+        conn.wal_hook(Some(|_, pages| {
+            PAGES.set(pages);
+            Ok(())
+        }));
+        // One nudge may wait while a checkpoint runs; more would say the same.
+        let (nudge, nudges) = sync_channel(1);
+        let path = path.to_owned();
+        let thread = thread::Builder::new()
+            .name("tidelog-wal".into())
+            .spawn({
+                let path = path.clone();
+                move || run(path, &nudges)
+            })
+            .map_err(|source| Error::File { what: "starting the checkpoints of", path, source })?;
+        Ok(Self { nudge: Some(nudge), thread: Some(thread) })
+    }
+
+    /// To be called after each commit of `conn`.
+    pub(crate) fn after_commit(&self, conn: &Connection) {
+        let pages = PAGES.take();
+        if pages >= HARD_PAGES {
+            checkpoint(conn);
+        } else if pages >= SOFT_PAGES
+            && let Some(nudge) = &self.nudge
+        {
+            // Full: it knows already.
+            let _ = nudge.try_send(());
+        }
+    }
+}
+
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        self.nudge = None;
+        if let Some(thread) = self.thread.take() {
+            // It has nothing to say; a panic there took nothing with it.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(path: PathBuf, nudges: &Receiver<()>) {
+    let mut conn = None;
+    while nudges.recv().is_ok() {
+        if conn.is_none() {
+            conn = store::connect(&path, false)
+                .inspect_err(|e| tracing::warn!(%e, "no checkpoints beside the engine"))
+                .ok();
+        }
+        if let Some(conn) = &conn {
+            checkpoint(conn);
+        }
+    }
+}
+
+/// As far as readers allow; what is left is for the next.
+fn checkpoint(conn: &Connection) {
+    let done = conn.prepare_cached(PASSIVE).and_then(|mut statement| statement.query_row([], |_| Ok(())));
+    if let Err(error) = done {
+        tracing::debug!(%error, "a checkpoint was not made; the next commit asks again");
+    }
+}
