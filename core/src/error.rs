@@ -193,12 +193,15 @@ impl From<rusqlite::Error> for Error {
 }
 
 impl Error {
-    /// Whether SQLite only asked to try again because another connection was writing.
-    pub(crate) fn is_busy(&self) -> bool {
-        let Self::Database { source, .. } = self else { return false };
-        matches!(
-            source.sqlite_error_code(),
-            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked)
-        )
+    /// Whether the same may succeed later without anybody changing this library: the disk was full, a file could not
+    /// be read, another connection was writing, a peer was gone. A constraint that a row breaks it breaks again.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Database { source, .. } => {
+                source.sqlite_error_code() != Some(rusqlite::ErrorCode::ConstraintViolation)
+            }
+            Self::File { .. } | Self::SeaOrm { .. } | Self::Transport(_) => true,
+            _ => false,
+        }
     }
 }

@@ -3,7 +3,10 @@
 use std::{
     fs::{File, TryLockError},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use sea_orm::{ConnectionTrait, EntityTrait, Statement, TryIntoModel};
@@ -168,6 +171,7 @@ impl LibraryBuilder {
             peers: self.peers,
             world: self.world,
             node: Mutex::new(None),
+            starting: AtomicBool::new(false),
             _listener: listener,
             _notices: notices,
             _lock: lock,
@@ -205,6 +209,8 @@ pub(crate) struct Inner {
     pub(crate) peers: Option<Vec<DeviceId>>,
     pub(crate) world: Arc<dyn World>,
     node: Mutex<Option<Node>>,
+    /// A call of [`Library::start`] is under way.
+    starting: AtomicBool,
     _listener: CommitListener,
     _notices: crate::notice::Subscription,
     _lock: Arc<File>,
@@ -240,9 +246,11 @@ impl Library {
     /// # Errors
     /// [`Error::Started`]; or why the transport or the database refused. The library stays open and stopped then.
     pub async fn start(&self, transport: SharedTransport) -> Result<(), Error> {
-        if lock_node(&self.inner.node).is_some() {
+        let starting = Starting::begin(&self.inner.starting);
+        // Looked at second: who began before us may have ended meanwhile, with a node.
+        let Some(_starting) = starting.filter(|_| lock_node(&self.inner.node).is_none()) else {
             return Err(Error::Started(self.inner.id));
-        }
+        };
         let node = node::start(Arc::clone(&self.inner), transport).await?;
         *lock_node(&self.inner.node) = Some(node);
         Ok(())
@@ -259,10 +267,17 @@ impl Library {
         self.inner.changes.subscribe()
     }
 
-    /// Waits until what is committed here now is in the log, and what is in the leader's log now is here. The status
-    /// shows it then.
+    /// Waits until this device is level with the leader's log; the status shows it then. What that means depends on
+    /// who asks:
     ///
-    /// Waits as long as the leader cannot be reached: [`Library::status`] says why. Wrap it in a timeout where that
+    /// - On the leader: what is committed here now is in the log. It does not wait for any follower;
+    ///   [`Status::followers`] says what each of them has.
+    /// - On a follower: what is committed here now is sealed as pending changes, and what the leader's log held when
+    ///   it was asked, some time after this call began, is in the tables and the log here. It does **not** wait for
+    ///   this device's own pending changes to reach the leader: this release does not push them yet, and they stay
+    ///   counted in [`Status::pending`].
+    ///
+    /// On a follower it waits as long as the leader cannot be reached: [`Library::status`] says why. Wrap it in a timeout where that
     /// may be too long.
     ///
     /// # Errors
@@ -331,6 +346,21 @@ impl Library {
         // The lock goes with the file handle; unlocking it now lets the database be opened while clones are about.
         let _ = self.inner._lock.unlock();
         self.inner.status.send_modify(|status| status.link = Link::Idle);
+    }
+}
+
+/// One start at a time; however it ends, failed or given up, the next may begin.
+struct Starting<'s>(&'s AtomicBool);
+
+impl<'s> Starting<'s> {
+    fn begin(starting: &'s AtomicBool) -> Option<Self> {
+        (!starting.swap(true, Ordering::AcqRel)).then_some(Self(starting))
+    }
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

@@ -52,7 +52,7 @@ struct Bench {
     /// The test's transport.
     mine: MemoryTransport,
     incoming: mpsc::Receiver<Channel>,
-    _network: MemoryNetwork,
+    network: MemoryNetwork,
     _folder: TempDir,
 }
 
@@ -68,6 +68,17 @@ impl Bench {
     }
 
     async fn new(real: DeviceId, mine: DeviceId) -> Self {
+        let bench = Self::open(real, mine).await;
+        bench.library.start(Arc::new(bench.network.plug(real))).await.unwrap();
+        bench
+    }
+
+    /// The real one is to lead and not yet started.
+    async fn stopped() -> Self {
+        Self::open(LEADER, FOLLOWER).await
+    }
+
+    async fn open(real: DeviceId, mine: DeviceId) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let network = MemoryNetwork::new();
         let id = LibraryId::random();
@@ -81,8 +92,7 @@ impl Bench {
         let builder = Library::builder(&db).model::<note::Entity>();
         let builder = if real == LEADER { builder.create(id) } else { builder.join(id) };
         let library = builder.open().await.unwrap();
-        library.start(Arc::new(network.plug(real))).await.unwrap();
-        Self { db, library, mine, incoming, _network: network, _folder: folder }
+        Self { db, library, mine, incoming, network, _folder: folder }
     }
 
     /// The real follower's next channel, after its subscription.
@@ -113,6 +123,15 @@ impl Bench {
         use sea_orm::EntityTrait;
         note::Entity::find().all(&self.db).await.unwrap().len()
     }
+}
+
+/// What comes over a channel until the other end is gone.
+async fn rest(channel: &mut Channel) -> Vec<Message> {
+    let mut messages = Vec::new();
+    while let Ok(Some(bytes)) = soon("a message or the end", channel.receiver.receive()).await {
+        messages.push(Message::decode(&bytes).unwrap());
+    }
+    messages
 }
 
 fn term(number: u64, counter: u64) -> Term {
@@ -240,6 +259,144 @@ async fn an_entry_that_differs_from_the_one_held_stops_the_link() {
     let barrier = soon("a barrier", bench.library.barrier()).await.unwrap_err().to_string();
     assert!(barrier.contains("entry 2 here differs"), "{barrier}");
     assert_eq!(bench.notes().await, 1);
+}
+
+#[tokio::test]
+async fn a_leader_speaks_for_no_other() {
+    let other = Term { leader: DeviceId([9; 32]), ..term(7, 1) };
+    let mut foreign = batch("x");
+    foreign.entries.iter_mut().for_each(|entry| entry.term = other);
+    for message in [
+        entries(other, &foreign),
+        entries(other, &batch("x")),
+        Message::Top { lead: other, position: Position::EMPTY, clock: 0 }.encode(),
+        Message::Diverged { lead: other, common: Seq(0), top: Position::EMPTY }.encode(),
+        Message::BelowFloor { lead: other, common: Seq(0), floor: Seq(9) }.encode(),
+    ] {
+        let mut bench = Bench::follower().await;
+        let says = ["does not keep to the protocol", &other.leader.to_string(), "nothing of it was used"];
+        bench.sends(message, &says).await;
+        assert_eq!((bench.notes().await, bench.library.position().await.unwrap()), (0, Position::EMPTY));
+        // Its term was not adopted: the lower one is still followed.
+        let mut channel = bench.subscribed().await;
+        channel.sender.send(entries(term(1, 1), &batch("x"))).await.unwrap();
+        bench.shows(|s| s.position.seq == Seq(2) && s.link == Link::Online).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_without_pause_keeps_neither_confirmations_nor_questions_waiting() {
+    let mut bench = Bench::follower().await;
+    let Channel { mut sender, mut receiver, .. } = bench.subscribed().await;
+    // The same over and over: the follower has always a next message.
+    let flow =
+        tokio::spawn(async move { while sender.send(entries(term(1, 1), &batch("x"))).await.is_ok() {} });
+    bench.shows(|s| s.position.seq == Seq(2)).await;
+    let library = bench.library.clone();
+    let barrier = tokio::spawn(async move { library.barrier().await });
+    let (mut confirmed, mut asked) = (false, false);
+    while !(confirmed && asked) {
+        let message = soon("a confirmation and a question", receiver.receive()).await.unwrap().unwrap();
+        match Message::decode(&message).unwrap() {
+            Message::Confirm { position, .. } => confirmed = position.seq == Seq(2),
+            Message::Ask => asked = true,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(!flow.is_finished(), "it did not pause");
+    flow.abort();
+    barrier.abort();
+}
+
+#[tokio::test]
+async fn a_full_disk_is_waited_out() {
+    let mut bench = Bench::follower().await;
+    let mut channel = bench.subscribed().await;
+    let pages = async |bench: &Bench, most: u32| {
+        let limit = move |driver: &mut crate::engine::Driver| {
+            Ok(driver.store.connection().pragma_update(None, "max_page_count", most)?)
+        };
+        bench.library.inner.engine.step(limit).await.unwrap();
+    };
+    // SQLite takes no limit below what there is.
+    pages(&bench, 1).await;
+    let large = entries(term(1, 1), &batch(&"x".repeat(500_000)));
+    channel.sender.send(large.clone()).await.unwrap();
+    let status = bench.shows(|s| s.link == Link::Offline && s.next_retry.is_some()).await;
+    let error = status.last_error.unwrap();
+    assert!(error.contains("full") && error.contains("rolled back"), "{error}");
+    assert_eq!((bench.notes().await, bench.library.position().await.unwrap()), (0, Position::EMPTY));
+    pages(&bench, 1_000_000).await;
+    let mut channel = bench.subscribed().await;
+    channel.sender.send(large).await.unwrap();
+    let status = bench.shows(|s| s.position.seq == Seq(2) && s.link == Link::Online).await;
+    assert_eq!((status.last_error, bench.notes().await), (None, 1));
+}
+
+#[tokio::test]
+async fn of_two_starts_at_once_one_is_refused_and_one_that_fails_is_no_hindrance() {
+    let bench = Bench::stopped().await;
+    let network = &bench.network;
+    let transport = |number: u8| Arc::new(network.plug(DeviceId([number; 32])));
+    let taken = transport(5);
+    let _listener = taken.listen(bench.library.id()).unwrap();
+    let failed = bench.library.start(taken.clone()).await;
+    assert!(matches!(failed, Err(Error::Transport(_))), "{failed:?}");
+    let started = tokio::join!(bench.library.start(transport(1)), bench.library.start(transport(3)));
+    assert!(matches!(started, (Ok(()), Err(Error::Started(_)))), "{started:?}");
+    assert_eq!(bench.library.status().borrow().device, Some(LEADER));
+    let again = bench.library.start(transport(4)).await;
+    assert!(matches!(again, Err(Error::Started(_))), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_position_that_no_follower_can_have_is_not_believed() {
+    let subscribe = Message::Subscribe {
+        max_seen: Term::ZERO,
+        top: Position::EMPTY,
+        history: Vec::new(),
+        complete: true,
+    };
+    let bench = Bench::leader().await;
+    for wrong in [
+        |top: Position| Position { seq: Seq(top.seq.0 + 1), ..top },
+        |top: Position| Position { seq: Seq(u64::MAX), ..top },
+        |top: Position| Position { term: term(1, 99), ..top },
+        |top: Position| Position { seq: Seq(0), ..top },
+    ] {
+        let mut channel = soon("a channel", bench.mine.open(LEADER, bench.library.id())).await.unwrap();
+        channel.sender.send(subscribe.encode()).await.unwrap();
+        let first = soon("entries", channel.receiver.receive()).await.unwrap().unwrap();
+        let Ok(Message::Entries { lead, top, .. }) = Message::decode(&first) else { panic!("no entries") };
+        // What it can have is.
+        channel.sender.send(Message::Confirm { max_seen: lead, position: top }.encode()).await.unwrap();
+        bench.shows(|s| s.followers.iter().any(|f| f.confirmed == top)).await;
+        let position = wrong(top);
+        // Nothing else that comes with it counts either.
+        channel.sender.send(Message::Confirm { max_seen: term(8, 1), position }.encode()).await.unwrap();
+        rest(&mut channel).await;
+        let status = bench.shows(|s| s.followers.is_empty()).await;
+        assert_eq!((status.role, status.link), (Role::Leader, Link::Leading), "{position}");
+    }
+}
+
+#[tokio::test]
+async fn a_confirmation_tells_a_leader_of_a_higher_term() {
+    let bench = Bench::leader().await;
+    let mut channel = soon("a channel", bench.mine.open(LEADER, bench.library.id())).await.unwrap();
+    let subscribe = Message::Subscribe {
+        max_seen: Term::ZERO,
+        top: Position::EMPTY,
+        history: Vec::new(),
+        complete: true,
+    };
+    channel.sender.send(subscribe.encode()).await.unwrap();
+    let higher = Term { leader: FOLLOWER, ..term(2, 1) };
+    let confirm = Message::Confirm { max_seen: higher, position: Position::EMPTY };
+    channel.sender.send(confirm.encode()).await.unwrap();
+    let messages = rest(&mut channel).await;
+    assert!(matches!(messages.last(), Some(Message::NotLeader { .. })), "{messages:?}");
+    bench.shows(|s| s.role == Role::Follower).await;
 }
 
 #[tokio::test]

@@ -29,6 +29,8 @@ use crate::{
 
 /// Durable positions are confirmed at most this often.
 const CONFIRM_EVERY: Duration = Duration::from_millis(10);
+/// A stream that does not pause is paused for confirming when that has been due for this long.
+const CONFIRM_LATE: Duration = Duration::from_millis(200);
 /// A leader that has not been heard of for this long is looked for again.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How long opening a channel may take.
@@ -103,8 +105,7 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
                 Ok(End::Lost(reason)) => lost = reason,
                 Ok(End::Stopped(reason)) => return Some(reason),
                 Err(Error::Stopped { .. }) => return None,
-                Err(error) if error.is_busy() => lost = error.to_string(),
-                Err(Error::Transport(error)) => lost = error.to_string(),
+                Err(error) if error.may_pass() => lost = error.to_string(),
                 Err(error) => return Some(error.to_string()),
             }
             if shared.library.status.borrow().position != applied_before {
@@ -217,15 +218,14 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
                         return Ok(end);
                     }
                     silent_at = Instant::now() + SILENCE_MAX;
+                    // Where the next message is always there already, nothing below would ever have its turn.
+                    session.catch_up(questions).await?;
                 }
                 Ok(Some(Err(reason))) => return Ok(End::Lost(format!("device {peer}: {reason}"))),
                 Ok(None) => return Ok(End::Lost(format!("device {peer} ended the channel"))),
                 Err(_) => return Ok(End::Lost(format!("nothing was heard of device {peer} for {} s", SILENCE_MAX.as_secs()))),
             },
-            Some(question) = questions.recv() => {
-                session.asked.push(question);
-                send(session.sender.as_mut(), &Message::Ask).await?;
-            }
+            Some(question) = questions.recv() => session.ask(question, questions).await?,
             () = sleep_until(confirm_at), if session.confirm_at.is_some() => session.confirm().await?,
         }
     }
@@ -285,7 +285,46 @@ struct Session<'s> {
 }
 
 impl Session<'_> {
+    /// What is late beside applying, where messages come without a pause.
+    async fn catch_up(&mut self, questions: &mut Questions) -> Result<(), Error> {
+        if let Ok(question) = questions.try_recv() {
+            self.ask(question, questions).await?;
+        }
+        if self.confirm_at.is_some_and(|due| due + CONFIRM_LATE <= Instant::now()) {
+            self.confirm().await?;
+        }
+        Ok(())
+    }
+
+    /// Asks for the leader's top, once for all that wait.
+    async fn ask(&mut self, first: oneshot::Sender<Position>, more: &mut Questions) -> Result<(), Error> {
+        self.asked.push(first);
+        while let Ok(question) = more.try_recv() {
+            self.asked.push(question);
+        }
+        send(self.sender.as_mut(), &Message::Ask).await
+    }
+
+    /// Why nothing is used of a message that names another leader than the device it came from; `None` if it is its
+    /// own (rule P: who leads a term says so itself).
+    fn foreign(&self, lead: Term) -> Option<End> {
+        (lead.leader != self.peer).then(|| {
+            tracing::warn!(peer = %self.peer, %lead, "a device sent what only another may");
+            End::Lost(format!(
+                "device {} does not keep to the protocol: it speaks for a term that device {} leads; nothing of it \
+                 was used",
+                self.peer, lead.leader
+            ))
+        })
+    }
+
     async fn take(&mut self, message: Message, runs: &mut Vec<Run>) -> Result<Option<End>, Error> {
+        if let Message::Top { lead, .. } | Message::Diverged { lead, .. } | Message::BelowFloor { lead, .. } =
+            &message
+            && let Some(end) = self.foreign(*lead)
+        {
+            return Ok(Some(end));
+        }
         match message {
             Message::Top { lead, position, .. } => {
                 if let Some(end) = self.adopt(lead).await? {
@@ -357,6 +396,9 @@ impl Session<'_> {
         mut arrived: Arrived,
         message: Vec<u8>,
     ) -> Result<Option<End>, Error> {
+        if let Some(end) = self.foreign(lead) {
+            return Ok(Some(end));
+        }
         let changes = self.shared.library.changes.clone();
         let (applied, _arrived) = self
             .shared

@@ -13,7 +13,7 @@ use tokio::{
 
 use super::Shared;
 use crate::{
-    engine::Pulse,
+    engine::{Driver, Pulse},
     entry::{Run, common_prefix},
     error::Error,
     id::{DeviceId, Position, Seq, Term},
@@ -166,7 +166,7 @@ async fn serve(shared: &Arc<Shared>, channel: Channel, number: u64) -> Result<()
     shared.set_slot(peer, number, Some(top));
     let mut listener = JoinSet::new();
     let (tell, heard) = mpsc::channel(ASKED_QUEUE);
-    listener.spawn(listen(Arc::clone(shared), peer, number, receiver, tell));
+    listener.spawn(listen(Arc::clone(shared), Served { peer, number, lead, runs }, receiver, tell));
     subscription(shared, lead, standing.floor, common, sender, heard).await
 }
 
@@ -277,14 +277,37 @@ async fn send_top(
     Ok(sender.send(Message::Top { lead, position, clock: shared.library.world.now() }.encode()).await?)
 }
 
+/// A follower, and what decides whether it can stand where it says.
+struct Served {
+    peer: DeviceId,
+    /// Of its channel.
+    number: u64,
+    /// The term in which it is served: all that is appended meanwhile is of it.
+    lead: Term,
+    /// The log's history when the subscription began.
+    runs: Vec<Run>,
+}
+
+impl Served {
+    /// Whether a log that is durable up to `top` holds the position.
+    fn holds(&self, top: Seq, position: Position) -> bool {
+        if position.seq == Seq(0) {
+            return position == Position::EMPTY;
+        }
+        let run = self.runs.iter().rev().find(|run| run.first <= position.seq);
+        position.seq <= top && run.is_some_and(|run| run.term == position.term)
+    }
+}
+
 /// Takes what the follower says while entries are sent to it.
 async fn listen(
     shared: Arc<Shared>,
-    peer: DeviceId,
-    number: u64,
+    served: Served,
     mut receiver: Box<dyn MessageReceiver>,
     tell: mpsc::Sender<Heard>,
 ) {
+    let Served { peer, number, lead, .. } = served;
+    let pulse = shared.library.engine.pulse();
     let mut noted = None;
     let end = loop {
         let bytes = match receiver.receive().await {
@@ -293,7 +316,20 @@ async fn listen(
             Err(error) => break Err(error.into()),
         };
         match Message::decode(&bytes) {
-            Ok(Message::Confirm { position, .. }) => {
+            Ok(Message::Confirm { max_seen, position }) => {
+                let top = pulse.borrow().top.unwrap_or(Position::EMPTY);
+                if !served.holds(top.seq, position) {
+                    tracing::warn!(
+                        library = %shared.library.id, %peer, %position, %top,
+                        "a follower confirmed what it cannot have; that is ignored and its channel is closed"
+                    );
+                    break Ok(());
+                }
+                if max_seen > lead
+                    && let Err(error) = adopt(&shared, max_seen).await
+                {
+                    break Err(error);
+                }
                 shared.set_slot(peer, number, Some(position));
                 if noted.is_none_or(|at: tokio::time::Instant| at.elapsed() >= NOTE_EVERY) {
                     noted = Some(tokio::time::Instant::now());
@@ -313,6 +349,15 @@ async fn listen(
         }
     };
     let _ = tell.send(Heard::Over(end)).await;
+}
+
+/// A follower has heard of a higher term: this device does not lead any more (rule T). Its channels end with that.
+async fn adopt(shared: &Shared, max_seen: Term) -> Result<(), Error> {
+    let step = move |driver: &mut Driver| {
+        driver.transaction(|tx| term::adopt(tx, max_seen))?;
+        driver.publish()
+    };
+    shared.library.engine.step(step).await
 }
 
 /// How often a follower's position is written down, beside being kept in memory.
