@@ -116,6 +116,8 @@ pub(crate) struct Driver {
     seals: bool,
     /// What is counted for the status has changed since it was last counted.
     counts_due: bool,
+    /// Makes a large seal durable.
+    syncing: Option<thread::JoinHandle<()>>,
     /// Keeps the database to this engine, until the thread has ended.
     _lock: Arc<File>,
 }
@@ -123,6 +125,7 @@ pub(crate) struct Driver {
 impl Drop for Driver {
     /// However the thread ends, a panic included, those who wait learn of it.
     fn drop(&mut self) {
+        self.await_syncing();
         self.pulse.send_modify(|pulse| pulse.stopped = true);
     }
 }
@@ -133,7 +136,15 @@ impl Engine {
         let (commands, inbox) = mpsc::sync_channel(STEPS_QUEUE);
         let (sender, pulse) = watch::channel(Pulse::default());
         let waker = Waker { woken: Arc::new(AtomicBool::new(false)), commands: commands.clone() };
-        let driver = Driver { store, gate, pulse: sender, seals: false, counts_due: false, _lock: lock };
+        let driver = Driver {
+            store,
+            gate,
+            pulse: sender,
+            seals: false,
+            counts_due: false,
+            syncing: None,
+            _lock: lock,
+        };
         let woken = Arc::clone(&waker.woken);
         let thread = thread::Builder::new()
             .name("tidelog".into())
@@ -247,8 +258,12 @@ impl Driver {
         let sealed = self.store.transaction(seal::seal);
         drop(guard);
         let (held, sealed) = (began.elapsed(), sealed?);
-        let tail = if (1..=TAIL_MAX).contains(&sealed.changes) { self.tail(sealed.changes)? } else { None };
-        self.tell(tail)?;
+        if sealed.changes > TAIL_MAX {
+            self.tell_beside()?;
+        } else {
+            let tail = if sealed.changes > 0 { self.tail(sealed.changes)? } else { None };
+            self.tell(tail)?;
+        }
         Ok((sealed.more, held))
     }
 
@@ -296,6 +311,44 @@ impl Driver {
             (pulse.top, pulse.leads, pulse.tail, pulse.error) = (Some(top), leads, tail, None);
         });
         Ok(())
+    }
+
+    /// [`Driver::tell`] for a large seal: its log is made durable on a thread of its own while the next seal is at
+    /// work. One at a time; the next waits for it.
+    fn tell_beside(&mut self) -> Result<(), Error> {
+        let conn = self.store.connection();
+        if !store::replica(conn)?.is_some_and(|r| r.is_leader()) {
+            return self.tell(None);
+        }
+        let top = store::top(conn)?;
+        self.counts_due = true;
+        self.await_syncing();
+        let (pulse, path) = (self.pulse.clone(), self.store.path().to_owned());
+        let sync = move || {
+            let synced = store::sync_log(&path);
+            pulse.send_modify(|pulse| match synced {
+                // Smaller seals behind this one may have told of more already.
+                Ok(()) if pulse.leads && pulse.top.is_none_or(|told| told.seq < top.seq) => {
+                    (pulse.top, pulse.tail, pulse.error) = (Some(top), None, None);
+                }
+                Ok(()) => {}
+                Err(error) => pulse.error = Some(error.to_string()),
+            });
+        };
+        let started = thread::Builder::new().name("tidelog-sync".into()).spawn(sync);
+        self.syncing = Some(started.map_err(|source| Error::File {
+            what: "starting a thread for syncing",
+            path: self.store.path().to_owned(),
+            source,
+        })?);
+        Ok(())
+    }
+
+    fn await_syncing(&mut self) {
+        if let Some(syncing) = self.syncing.take() {
+            // A panic there left the log as it is; the next to tell makes it durable.
+            let _ = syncing.join();
+        }
     }
 
     /// [`Driver::tell`], and what the status counts.

@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -293,6 +293,11 @@ impl Readers {
     /// The leadership history with the log's top.
     async fn history(&self) -> Result<(Vec<Run>, Position), Error> {
         self.run(|conn, _| Ok((log::runs(conn)?, store::top(conn)?))).await
+    }
+
+    /// The database file.
+    fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(crate) fn close(&self) {

@@ -322,15 +322,13 @@ impl Store {
         done
     }
 
-    /// Makes every commit so far survive a power failure (rule D). Outside any lock, so that writers go on.
+    /// [`sync_log`] of this database.
     pub(crate) fn sync(&mut self) -> Result<(), Error> {
-        let path = wal_path(&self.path);
-        let file = |what: &'static str, source| Error::File { what, path: path.clone(), source };
         if self.wal.is_none() {
-            self.wal = Some(File::open(&path).map_err(|e| file("opening", e))?);
+            self.wal = Some(open_log(&self.path)?);
         }
         match &self.wal {
-            Some(wal) => wal.sync_data().map_err(|e| file("syncing", e)),
+            Some(wal) => wal.sync_data().map_err(|e| log_error("syncing", &self.path, e)),
             None => Ok(()),
         }
     }
@@ -338,6 +336,10 @@ impl Store {
     /// Whether nothing waits to be sealed.
     pub(crate) fn is_outbox_empty(&self) -> Result<bool, Error> {
         Ok(!self.conn.prepare_cached("SELECT 1 FROM sync_outbox LIMIT 1")?.exists([])?)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(crate) fn models(&self) -> &[Model] {
@@ -371,6 +373,19 @@ pub(crate) fn connect(path: &Path, read_only: bool) -> Result<Connection, Error>
     }
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(conn)
+}
+
+/// Makes every commit to the database so far survive a power failure (rule D). Takes no lock: writers go on.
+pub(crate) fn sync_log(path: &Path) -> Result<(), Error> {
+    open_log(path)?.sync_data().map_err(|e| log_error("syncing", path, e))
+}
+
+fn open_log(path: &Path) -> Result<File, Error> {
+    File::open(wal_path(path)).map_err(|e| log_error("opening", path, e))
+}
+
+fn log_error(what: &'static str, path: &Path, source: std::io::Error) -> Error {
+    Error::File { what, path: wal_path(path), source }
 }
 
 fn wal_path(path: &Path) -> PathBuf {

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::{
     sync::{mpsc, oneshot},
-    task::JoinSet,
+    task::{JoinError, JoinSet},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 
@@ -29,8 +29,6 @@ use crate::{
 
 /// Durable positions are confirmed at most this often.
 const CONFIRM_EVERY: Duration = Duration::from_millis(10);
-/// A stream that does not pause is paused for confirming when that has been due for this long.
-const CONFIRM_LATE: Duration = Duration::from_millis(200);
 /// A leader that has not been heard of for this long is looked for again.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How long opening a channel may take.
@@ -199,6 +197,7 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
         confirmed: top,
         applied: top,
         confirm_at: None,
+        syncing: JoinSet::new(),
     };
     // What this device asks and confirms says nothing of the leader: only what is heard counts.
     let mut silent_at = Instant::now() + SILENCE_MAX;
@@ -226,7 +225,8 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
                 Err(_) => return Ok(End::Lost(format!("nothing was heard of device {peer} for {} s", SILENCE_MAX.as_secs()))),
             },
             Some(question) = questions.recv() => session.ask(question, questions).await?,
-            () = sleep_until(confirm_at), if session.confirm_at.is_some() => session.confirm().await?,
+            () = sleep_until(confirm_at), if session.confirm_at.is_some() => session.begin_confirming(),
+            synced = session.syncing.join_next(), if !session.syncing.is_empty() => session.confirm(synced).await?,
         }
     }
 }
@@ -282,6 +282,8 @@ struct Session<'s> {
     confirmed: Position,
     applied: Position,
     confirm_at: Option<Instant>,
+    /// Makes a position durable, beside the engine; one at a time.
+    syncing: JoinSet<Result<Position, Error>>,
 }
 
 impl Session<'_> {
@@ -290,8 +292,11 @@ impl Session<'_> {
         if let Ok(question) = questions.try_recv() {
             self.ask(question, questions).await?;
         }
-        if self.confirm_at.is_some_and(|due| due + CONFIRM_LATE <= Instant::now()) {
-            self.confirm().await?;
+        if self.confirm_at.is_some_and(|due| due <= Instant::now()) {
+            self.begin_confirming();
+        }
+        if let Some(synced) = self.syncing.try_join_next() {
+            self.confirm(Some(synced)).await?;
         }
         Ok(())
     }
@@ -474,22 +479,26 @@ impl Session<'_> {
         });
     }
 
-    /// Makes what was applied durable, and says so (rule D).
-    async fn confirm(&mut self) -> Result<(), Error> {
+    /// Makes what was applied durable (rule D), where nobody waits for it.
+    fn begin_confirming(&mut self) {
         self.confirm_at = None;
-        if self.applied == self.confirmed {
-            return Ok(());
+        if self.applied != self.confirmed && self.syncing.is_empty() {
+            let (path, position) = (self.shared.library.readers.path().to_owned(), self.applied);
+            self.syncing.spawn_blocking(move || store::sync_log(&path).map(|()| position));
         }
-        let max_seen = self
-            .shared
-            .library
-            .engine
-            .step(|driver| {
-                driver.store.sync()?;
-                Ok(store::replica(driver.store.connection())?.map_or(Term::ZERO, |r| r.max_seen))
-            })
-            .await?;
-        self.confirmed = self.applied;
-        send(self.sender.as_mut(), &Message::Confirm { max_seen, position: self.confirmed }).await
+    }
+
+    /// Says what is durable.
+    async fn confirm(
+        &mut self,
+        synced: Option<Result<Result<Position, Error>, JoinError>>,
+    ) -> Result<(), Error> {
+        let Some(synced) = synced else { return Ok(()) };
+        self.confirmed = synced.map_err(|e| Error::Stopped { reason: e.to_string() })??;
+        if self.applied != self.confirmed {
+            self.confirm_at = Some(Instant::now() + CONFIRM_EVERY);
+        }
+        let (max_seen, position) = (self.lead.unwrap_or(Term::ZERO), self.confirmed);
+        send(self.sender.as_mut(), &Message::Confirm { max_seen, position }).await
     }
 }
