@@ -18,13 +18,14 @@ use crate::{
     value::{self, Value},
 };
 
-/// A batch is closed when its rows reach this many bytes (or this many entries): about 50 ms of applying.
+/// A batch is closed before the row that would take it over this many bytes (or at this many entries): about 50 ms of
+/// applying. A larger row goes in a batch of its own.
 pub(crate) const BATCH_BYTES: usize = 5 << 19;
 /// See [`BATCH_BYTES`].
 pub(crate) const BATCH_ENTRIES: usize = 8192;
 /// Largest row that is sealed, in bytes; a larger one is quarantined. A batch of one such row stays below
 /// [`UNPACKED_MAX`](crate::wire::UNPACKED_MAX).
-pub(crate) const ROW_MAX: usize = 1 << 20;
+pub(crate) const ROW_MAX: usize = 3 << 20;
 
 /// Appends entries in order, with its statements prepared and its text buffer at hand.
 pub(crate) struct Appender<'c> {
@@ -259,7 +260,7 @@ impl<'m> LogReader<'m> {
     }
 
     /// The entries after `after` up to `until`: whole groups up to the size of a batch, or one part of a group
-    /// that is larger. Empty if there are none.
+    /// that is larger, which may be a single row. Empty if there are none.
     pub(crate) fn read(&mut self, conn: &Connection, after: Seq, until: Seq) -> Result<Batch, Error> {
         let position = match after.0 {
             0 => Position::EMPTY,
@@ -284,16 +285,22 @@ impl<'m> LogReader<'m> {
                 term = run.term;
             }
             let entry = self.read_entry(conn, row, seq, term)?;
-            size += 48 + entry_size(&entry);
             let group = match entry.n {
                 Some(_) => groups.seek(conn, seq)?,
                 None => None,
             };
+            let begins = group.filter(|g| g.first == seq).map_or(0, group_size);
+            let whole_group = group.is_none_or(|g| g.last == seq);
+            let entry_size = entry_size(&entry) + begins;
+            if size + entry_size > BATCH_BYTES && !batch.entries.is_empty() {
+                break;
+            }
+            size += entry_size;
             batch.entries.push(entry);
-            if group.is_none_or(|g| g.last == seq) {
+            if whole_group {
                 whole = batch.entries.len();
             }
-            if size >= BATCH_BYTES || batch.entries.len() >= BATCH_ENTRIES {
+            if batch.entries.len() >= BATCH_ENTRIES {
                 break;
             }
         }
@@ -370,11 +377,20 @@ pub(crate) fn changed_fields(shape: &Shape, json: &[u8]) -> Result<Vec<u16>, Err
         .collect()
 }
 
-fn entry_size(entry: &Entry) -> usize {
-    match &entry.body {
-        Body::Change(change) => change.row.iter().map(Value::size).sum(),
-        _ => 32,
-    }
+/// At least the bytes that an entry takes in a message before it is packed. Counted here with room, so that a batch of
+/// [`BATCH_BYTES`] can always be read: many small columns take more than their values.
+pub(crate) fn entry_size(entry: &Entry) -> usize {
+    const FIXED: usize = 48;
+    let Body::Change(change) = &entry.body else { return FIXED + 32 };
+    let note = |text: &Option<String>| text.as_ref().map_or(0, |text| text.len() + 12);
+    let fields = change.fields.as_ref().map_or(0, |fields| 3 * (fields.len() + 1));
+    let row: usize = change.row.iter().map(|value| value.size() + 4).sum();
+    FIXED + row + fields + note(&change.mark) + note(&change.actor)
+}
+
+/// The same of what the entries of a group share.
+pub(crate) fn group_size(group: &Group) -> usize {
+    192 + 28 * group.seen.len()
 }
 
 /// The runs of the log that reach beyond `after`, ascending.

@@ -15,7 +15,7 @@
 //! #     pub enum Relation {}
 //! # }
 //! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), tidelog::testing::SetupError> {
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use sea_orm::{ActiveModelTrait, EntityTrait, Set};
 //!
 //! let pair = tidelog::testing::pair::<(note::Entity,)>().await?;
@@ -76,8 +76,18 @@ entities!(A, B, C, D, E, F, G, H);
 /// How long [`Pair::level`] waits before it fails and tells how both devices stand.
 pub const LEVEL_MAX: Duration = Duration::from_secs(60);
 
-/// Anything that goes wrong while a pair is set up.
-pub type SetupError = Box<dyn std::error::Error + Send + Sync>;
+/// What went wrong while a pair was set up or became level, in words. An error like any other, so that `?` takes it
+/// wherever a test takes errors.
+#[derive(Debug)]
+pub struct SetupError(String);
+
+impl std::fmt::Display for SetupError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for SetupError {}
 
 /// One device of a [`Pair`].
 pub struct Device {
@@ -103,6 +113,10 @@ pub struct Pair {
 /// # Errors
 /// Whatever prevents it, for the test to fail with.
 pub async fn pair<E: Entities>() -> Result<Pair, SetupError> {
+    set_up::<E>().await.map_err(|error| SetupError(format!("setting up the pair failed: {error}")))
+}
+
+async fn set_up<E: Entities>() -> Result<Pair, Box<dyn std::error::Error + Send + Sync>> {
     let folder = tempfile::tempdir()?;
     let network = MemoryNetwork::new();
     let id = LibraryId::random();
@@ -115,7 +129,7 @@ pub async fn pair<E: Entities>() -> Result<Pair, SetupError> {
         }
         let library = builder(E::register(Library::builder(&db)), id).open().await?;
         let transport = network.plug(DeviceId([number; 32]));
-        Ok::<_, SetupError>((Device { db, library }, Arc::new(transport)))
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>((Device { db, library }, Arc::new(transport)))
     };
     let (leader, leading) = device("leader.sqlite", 1, LibraryBuilder::create).await?;
     let (follower, following) = device("follower.sqlite", 2, LibraryBuilder::join).await?;
@@ -135,14 +149,15 @@ impl Pair {
             self.follower.library.barrier().await
         };
         match tokio::time::timeout(LEVEL_MAX, level).await {
-            Ok(level) => Ok(level?),
-            Err(_) => Err(format!(
+            Ok(level) => {
+                level.map_err(|error| SetupError(format!("the pair does not become level: {error}")))
+            }
+            Err(_) => Err(SetupError(format!(
                 "the pair is not level after {} s; leader: {:?}; follower: {:?}",
                 LEVEL_MAX.as_secs(),
                 *self.leader.library.status().borrow(),
                 *self.follower.library.status().borrow()
-            )
-            .into()),
+            ))),
         }
     }
 

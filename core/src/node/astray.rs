@@ -284,25 +284,29 @@ async fn a_leader_speaks_for_no_other() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_stream_without_pause_keeps_neither_confirmations_nor_questions_waiting() {
     let mut bench = Bench::follower().await;
     let Channel { mut sender, mut receiver, .. } = bench.subscribed().await;
     // The same over and over: the follower has always a next message.
-    let flow =
-        tokio::spawn(async move { while sender.send(entries(term(1, 1), &batch("x"))).await.is_ok() {} });
+    let same = entries(term(1, 1), &batch("x"));
+    let flow = tokio::spawn(async move { while sender.send(same.clone()).await.is_ok() {} });
     bench.shows(|s| s.position.seq == Seq(2)).await;
     let library = bench.library.clone();
     let barrier = tokio::spawn(async move { library.barrier().await });
     let (mut confirmed, mut asked) = (false, false);
-    while !(confirmed && asked) {
-        let message = soon("a confirmation and a question", receiver.receive()).await.unwrap().unwrap();
-        match Message::decode(&message).unwrap() {
-            Message::Confirm { position, .. } => confirmed = position.seq == Seq(2),
-            Message::Ask => asked = true,
-            other => panic!("{other:?}"),
+    let both = async {
+        while !(confirmed && asked) {
+            let message = receiver.receive().await.unwrap().unwrap();
+            match Message::decode(&message).unwrap() {
+                Message::Confirm { position, .. } => confirmed = position.seq == Seq(2),
+                Message::Ask => asked = true,
+                other => panic!("{other:?}"),
+            }
         }
-    }
+    };
+    // Left to chance, both come too, within some ten seconds.
+    tokio::time::timeout(Duration::from_secs(3), both).await.expect("a confirmation and a question");
     assert!(!flow.is_finished(), "it did not pause");
     flow.abort();
     barrier.abort();

@@ -460,6 +460,7 @@ mod tests {
     use super::*;
     use crate::{
         id::Incarnation,
+        log::{entry_size, group_size},
         wire::{Message, UNPACKED_MAX},
     };
 
@@ -556,6 +557,55 @@ mod tests {
             panic!("another message came back")
         };
         assert_eq!(columns.into_batch().expect("builds"), batch);
+    }
+
+    #[test]
+    fn nothing_takes_more_bytes_than_were_counted_for_it() {
+        let count = 200u16;
+        let shape = Arc::new(Shape {
+            model: "wide".into(),
+            fields: (0..count).map(|i| format!("field {i}")).collect(),
+            key: vec![0],
+            uuids: vec![false; usize::from(count)],
+        });
+        let values = [
+            Value::Null,
+            Value::Integer(i64::MIN),
+            Value::Real(-0.0),
+            Value::Text(Vec::new()),
+            Value::Blob(vec![7; 300]),
+        ];
+        for value in values {
+            let mut batch = Batch { after: Position::EMPTY, entries: Vec::new(), groups: Vec::new() };
+            for i in 0..count {
+                // Every one a group of its own, with another set of changed fields.
+                let change = Change {
+                    record: String::new(),
+                    shape: Arc::clone(&shape),
+                    kind: EntryKind::Upsert,
+                    existed: true,
+                    fields: Some((0..count).filter(|field| *field != i).collect()),
+                    row: vec![value.clone(); usize::from(count)],
+                    before: None,
+                    stamp: if i % 2 == 0 { NUMBER_MAX } else { 0 },
+                    at: if i % 2 == 0 { i64::MAX } else { 0 },
+                    mark: Some("m".into()),
+                    actor: Some("a".into()),
+                };
+                let (seq, n) = (Seq(u64::from(i) + 1), Some(OriginSeq(1)));
+                batch.entries.push(Entry { seq, term: term(NUMBER_MAX), n, body: Body::Change(change) });
+                let seen = vec![(Origin(uuid::Uuid::from_u128(8)), OriginSeq(NUMBER_MAX)); usize::from(i)];
+                let base = Position { term: term(NUMBER_MAX), seq: Seq(NUMBER_MAX) };
+                batch.groups.push(Group { seen, base, ..group(seq.0, seq.0, NUMBER_MAX) });
+            }
+            let counted: usize = batch.entries.iter().map(entry_size).sum::<usize>()
+                + batch.groups.iter().map(group_size).sum::<usize>();
+            // What a shape is called stands once in a message.
+            let names: usize = shape.fields.iter().map(|name| name.len() + 8).sum();
+            let message = Message::entries(term(1), Seq(0), Position::EMPTY, &batch);
+            let taken = postcard::to_extend(&message, Vec::new()).expect("encodes").len();
+            assert!(taken <= counted + names + 512, "{value:?}: {taken} bytes, {counted} counted");
+        }
     }
 
     #[test]
