@@ -128,9 +128,12 @@ impl Bench {
 /// What comes over a channel until the other end is gone.
 async fn rest(channel: &mut Channel) -> Vec<Message> {
     let mut messages = Vec::new();
-    while let Ok(Some(bytes)) = soon("a message or the end", channel.receiver.receive()).await {
-        messages.push(Message::decode(&bytes).unwrap());
-    }
+    let all = async {
+        while let Ok(Some(bytes)) = channel.receiver.receive().await {
+            messages.push(Message::decode(&bytes).unwrap());
+        }
+    };
+    soon("the end of the channel", all).await;
     messages
 }
 
