@@ -575,7 +575,8 @@ mod tests {
             Value::Text(Vec::new()),
             Value::Blob(vec![7; 300]),
         ];
-        for value in values {
+        // With as much beside the values as can be, and with nothing.
+        for (value, much) in values.iter().flat_map(|value| [(value, true), (value, false)]) {
             let mut batch = Batch { after: Position::EMPTY, entries: Vec::new(), groups: Vec::new() };
             for i in 0..count {
                 // Every one a group of its own, with another set of changed fields.
@@ -584,17 +585,20 @@ mod tests {
                     shape: Arc::clone(&shape),
                     kind: EntryKind::Upsert,
                     existed: true,
-                    fields: Some((0..count).filter(|field| *field != i).collect()),
+                    fields: much.then(|| (0..count).filter(|field| *field != i).collect()),
                     row: vec![value.clone(); usize::from(count)],
                     before: None,
                     stamp: if i % 2 == 0 { NUMBER_MAX } else { 0 },
                     at: if i % 2 == 0 { i64::MAX } else { 0 },
-                    mark: Some("m".into()),
-                    actor: Some("a".into()),
+                    mark: much.then(|| "m".into()),
+                    actor: much.then(|| "a".into()),
                 };
                 let (seq, n) = (Seq(u64::from(i) + 1), Some(OriginSeq(1)));
                 batch.entries.push(Entry { seq, term: term(NUMBER_MAX), n, body: Body::Change(change) });
-                let seen = vec![(Origin(uuid::Uuid::from_u128(8)), OriginSeq(NUMBER_MAX)); usize::from(i)];
+                let seen = vec![
+                    (Origin(uuid::Uuid::from_u128(8)), OriginSeq(NUMBER_MAX));
+                    if much { usize::from(i) } else { 0 }
+                ];
                 let base = Position { term: term(NUMBER_MAX), seq: Seq(NUMBER_MAX) };
                 batch.groups.push(Group { seen, base, ..group(seq.0, seq.0, NUMBER_MAX) });
             }
