@@ -16,7 +16,7 @@ use crate::{
     entry::{Batch, Body, Change, Entry, EntryKind, Shape},
     error::Error,
     id::{OriginSeq, Position, Seq, Term},
-    layout::{Layouts, RecordId},
+    layout::{Layouts, LogRow, RecordId},
     log::{self, Appender, LogReader},
     seal::{self, Bound, bind, read_value},
     store::{Model, RowSql, Tx, origin_row, top},
@@ -41,30 +41,26 @@ pub(crate) enum Applied {
     Unsound(&'static str),
 }
 
-/// A batch with what can be worked out beside the writer: the text of each row as the log keeps it, and which
-/// images a later one of the same record in the batch replaces.
+/// A batch with what can be worked out beside the writer: each row as the log keeps it, and which images a later one of the same record in the batch replaces.
 #[derive(Debug)]
 pub(crate) struct Arrived {
     batch: Batch,
-    texts: Vec<String>,
+    rows: Vec<Option<LogRow>>,
     replaced: Vec<bool>,
 }
 
 impl Arrived {
     pub(crate) fn of(batch: Batch) -> Self {
-        let text = |entry: &Entry| {
-            let mut text = String::new();
-            if let Body::Change(change) = &entry.body {
-                change.shape.write_row(change.kind, &change.row, &mut text);
-            }
-            text
+        let row = |entry: &Entry| match &entry.body {
+            Body::Change(change) => Some(LogRow::of(change)),
+            _ => None,
         };
-        Self { texts: batch.entries.iter().map(text).collect(), replaced: replaced(&batch), batch }
+        Self { rows: batch.entries.iter().map(row).collect(), replaced: replaced(&batch), batch }
     }
 
     fn forget_first(&mut self, count: usize) {
         self.batch.entries.drain(..count);
-        self.texts.drain(..count);
+        self.rows.drain(..count);
         self.replaced.drain(..count);
     }
 }
@@ -239,13 +235,13 @@ fn append(tx: &mut Tx<'_>, top: Position, parts: Parts, arrived: &Arrived) -> Re
     let conn = tx.conn;
     let mut appender = Appender::new(conn, top)?;
     each_part(tx, parts, arrived, |tx, part| {
-        for (entry, text) in part.batch.entries.iter().zip(&part.texts) {
-            match &entry.body {
-                Body::Change(change) if change.existed && !appender.has_earlier(change)? => {
+        for (entry, row) in part.batch.entries.iter().zip(&part.rows) {
+            match (&entry.body, row) {
+                (Body::Change(change), _) if change.existed && !appender.has_earlier(change)? => {
                     let change = Change { before: row_in_table(tx, change)?, ..change.clone() };
                     appender.push(&Entry { body: Body::Change(change), ..entry.clone() })?;
                 }
-                Body::Change(change) => appender.push_change(entry, change, text)?,
+                (Body::Change(change), Some(row)) => appender.push_change(entry, change, row)?,
                 _ => appender.push(entry)?,
             }
             clock = clock.max(entry.body.stamp());

@@ -23,9 +23,8 @@ use crate::{
     error::Error,
     gate::WriteGate,
     id::{Position, Seq},
-    log::LogReader,
-    seal,
-    store::{self, Replica, Store, Tx},
+    seal::{self, Fresh},
+    store::{self, Store, Tx},
     wire::Message,
 };
 
@@ -37,8 +36,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const REST: u32 = 4;
 /// After a failed seal, how long until the next.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// A seal of at most this many changes is made into a message at once; more are read from the log by who serves them.
-const TAIL_MAX: u64 = 64;
 /// Steps that may wait for the engine; whoever asks for one more waits for a place.
 const STEPS_QUEUE: usize = 64;
 
@@ -258,24 +255,26 @@ impl Driver {
         let sealed = self.store.transaction(seal::seal);
         drop(guard);
         let (held, sealed) = (began.elapsed(), sealed?);
-        if sealed.changes > TAIL_MAX {
-            self.tell_beside()?;
-        } else {
-            let tail = if sealed.changes > 0 { self.tail(sealed.changes)? } else { None };
-            self.tell(tail)?;
+        match sealed.fresh {
+            Some(fresh) => self.tell_fresh(&fresh)?,
+            None if sealed.changes > 0 => self.tell_beside()?,
+            None => self.tell()?,
         }
         Ok((sealed.more, held))
     }
 
-    /// The last `count` entries of the log as a message; nothing on a follower.
-    fn tail(&self, count: u64) -> Result<Option<Tail>, Error> {
-        let conn = self.store.connection();
-        let Some(replica) = store::replica(conn)?.filter(Replica::is_leader) else { return Ok(None) };
-        let top = store::top(conn)?;
-        let after = Seq(top.seq.0.saturating_sub(count));
-        let batch = LogReader::new(self.store.models()).read(conn, after, top.seq)?;
-        let message = Message::entries(replica.max_seen, replica.floor, top, &batch).encode();
-        Ok(Some(Tail { after, last: batch.last(), message: Arc::new(message) }))
+    /// Makes a small seal durable and tells of it, with the message that brings it to whoever has all before it.
+    fn tell_fresh(&mut self, fresh: &Fresh) -> Result<(), Error> {
+        let Fresh { lead, floor, batch } = fresh;
+        let top = Position { term: *lead, seq: batch.last() };
+        let message = Message::entries(*lead, *floor, top, batch).encode();
+        let tail = Tail { after: batch.after.seq, last: top.seq, message: Arc::new(message) };
+        self.store.sync()?;
+        self.counts_due = true;
+        self.pulse.send_modify(|pulse| {
+            (pulse.top, pulse.leads, pulse.tail, pulse.error) = (Some(top), true, Some(tail), None);
+        });
+        Ok(())
     }
 
     /// Runs a step in a transaction, in turn with the application's writers.
@@ -299,7 +298,7 @@ impl Driver {
     }
 
     /// Makes the log durable (rule D) on a leader, and tells where it reaches.
-    pub(crate) fn tell(&mut self, tail: Option<Tail>) -> Result<(), Error> {
+    pub(crate) fn tell(&mut self) -> Result<(), Error> {
         let conn = self.store.connection();
         let leads = store::replica(conn)?.is_some_and(|r| r.is_leader());
         let top = store::top(conn)?;
@@ -308,7 +307,7 @@ impl Driver {
         }
         self.counts_due = true;
         self.pulse.send_modify(|pulse| {
-            (pulse.top, pulse.leads, pulse.tail, pulse.error) = (Some(top), leads, tail, None);
+            (pulse.top, pulse.leads, pulse.tail, pulse.error) = (Some(top), leads, None, None);
         });
         Ok(())
     }
@@ -318,7 +317,7 @@ impl Driver {
     fn tell_beside(&mut self) -> Result<(), Error> {
         let conn = self.store.connection();
         if !store::replica(conn)?.is_some_and(|r| r.is_leader()) {
-            return self.tell(None);
+            return self.tell();
         }
         let top = store::top(conn)?;
         self.counts_due = true;
@@ -353,7 +352,7 @@ impl Driver {
 
     /// [`Driver::tell`], and what the status counts.
     pub(crate) fn publish(&mut self) -> Result<(), Error> {
-        self.tell(None)?;
+        self.tell()?;
         self.count()
     }
 

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     capture::{json_names, names_from_json},
-    entry::{EntryKind, Shape},
+    entry::{Change, EntryKind, Shape},
     error::Error,
     store::Model,
     value::{self, Value},
@@ -22,14 +22,42 @@ use crate::{
 /// A canonical record id as the sync tables keep it: the 16 bytes of a UUID, any other text as it is.
 pub(crate) struct RecordId<'r>(pub(crate) &'r str);
 
+/// The bytes of the canonical text of a UUID. A text key may hold a UUID in other letters, which stays a text.
+fn canonical_uuid(record: &str) -> Option<[u8; 16]> {
+    let uuid = Uuid::try_parse(record).ok()?;
+    let mut buffer = [0u8; uuid::fmt::Hyphenated::LENGTH];
+    (uuid.hyphenated().encode_lower(&mut buffer) == record).then(|| uuid.into_bytes())
+}
+
 impl ToSql for RecordId<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(match Uuid::try_parse(self.0) {
-            // Only what reads back as it was: a text key may hold a UUID in other letters.
-            Ok(uuid) if uuid.hyphenated().to_string() == self.0 => {
-                ToSqlOutput::Owned(SqlValue::Blob(uuid.as_bytes().to_vec()))
-            }
-            _ => ToSqlOutput::Borrowed(ValueRef::Text(self.0.as_bytes())),
+        Ok(match canonical_uuid(self.0) {
+            Some(uuid) => ToSqlOutput::Owned(SqlValue::Blob(uuid.to_vec())),
+            None => ToSqlOutput::Borrowed(ValueRef::Text(self.0.as_bytes())),
+        })
+    }
+}
+
+/// What the log keeps of a change's row, worked out beside the writer.
+#[derive(Debug)]
+pub(crate) struct LogRow {
+    /// The row's text.
+    pub(crate) text: String,
+    uuid: Option<[u8; 16]>,
+}
+
+impl LogRow {
+    pub(crate) fn of(change: &Change) -> Self {
+        let mut text = String::with_capacity(24 * change.row.len());
+        change.shape.write_row(change.kind, &change.row, &mut text);
+        Self { text, uuid: canonical_uuid(&change.record) }
+    }
+
+    /// The change's record id, as [`RecordId`] would have it.
+    pub(crate) fn record<'r>(&'r self, change: &'r Change) -> ToSqlOutput<'r> {
+        ToSqlOutput::Borrowed(match &self.uuid {
+            Some(uuid) => ValueRef::Blob(uuid),
+            None => ValueRef::Text(change.record.as_bytes()),
         })
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     entry::{Batch, Body, Change, Entry, EntryKind, Group, Run, Shape},
     error::Error,
     id::{DeviceId, Incarnation, Origin, OriginSeq, Position, Seq, Term},
-    layout::{Layouts, RecordId, layout_row, read_record},
+    layout::{Layouts, LogRow, RecordId, layout_row, read_record},
     store::Model,
     value::{self, Value},
 };
@@ -27,16 +27,17 @@ pub(crate) const BATCH_ENTRIES: usize = 8192;
 /// [`UNPACKED_MAX`](crate::wire::UNPACKED_MAX).
 pub(crate) const ROW_MAX: usize = 3 << 20;
 
-/// Appends entries in order, with its statements prepared and its text buffer at hand.
+/// Appends entries in order, with its statements prepared.
 pub(crate) struct Appender<'c> {
     conn: &'c Connection,
     insert: CachedStatement<'c>,
+    /// For most: no old row, no mark, all fields.
+    insert_plain: CachedStatement<'c>,
     earlier: CachedStatement<'c>,
     /// Numbers of model and layout of the shapes met.
     known: HashMap<Arc<Shape>, Known>,
     last: Option<(Arc<Shape>, Known)>,
     term: Option<Term>,
-    text: String,
 }
 
 #[derive(Clone, Copy)]
@@ -52,15 +53,18 @@ impl<'c> Appender<'c> {
             conn,
             insert: conn.prepare_cached(
                 "INSERT INTO sync_entry
-                 (seq, kind, n, stamp, at, model, record, existed, layout, fields, data, before, mark, actor)
+                 (seq, kind, n, stamp, at, model, record, existed, layout, data, fields, before, mark, actor)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+            )?,
+            insert_plain: conn.prepare_cached(
+                "INSERT INTO sync_entry (seq, kind, n, stamp, at, model, record, existed, layout, data)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             )?,
             earlier: conn
                 .prepare_cached("SELECT 1 FROM sync_entry WHERE model = ?1 AND record = ?2 LIMIT 1")?,
             known: HashMap::new(),
             last: None,
             term: (top.seq > Seq(0)).then_some(top.term),
-            text: String::new(),
         })
     }
 
@@ -81,14 +85,7 @@ impl<'c> Appender<'c> {
                     .execute(params![device.to_string(), entry.seq.0])?;
                 Ok(())
             }
-            Body::Change(change) => {
-                let mut text = std::mem::take(&mut self.text);
-                text.clear();
-                change.shape.write_row(change.kind, &change.row, &mut text);
-                let pushed = self.push_change(entry, change, &text);
-                self.text = text;
-                pushed
-            }
+            Body::Change(change) => self.push_change(entry, change, &LogRow::of(change)),
         }
     }
 
@@ -113,9 +110,30 @@ impl<'c> Appender<'c> {
         Ok(())
     }
 
-    /// Appends an entry whose row's text is at hand.
-    pub(crate) fn push_change(&mut self, entry: &Entry, change: &Change, text: &str) -> Result<(), Error> {
+    /// Appends a change whose row is worked out.
+    pub(crate) fn push_change(&mut self, entry: &Entry, change: &Change, row: &LogRow) -> Result<(), Error> {
         let Known { model, layout } = self.known(&change.shape)?;
+        let (seq, kind, n) = (entry.seq.0, change.kind as i64, entry.n.map(|n| n.0));
+        let record = row.record(change);
+        let plain = change.fields.is_none()
+            && change.before.is_none()
+            && change.mark.is_none()
+            && change.actor.is_none();
+        if plain {
+            self.insert_plain.execute(params![
+                seq,
+                kind,
+                n,
+                change.stamp,
+                change.at,
+                model,
+                record,
+                change.existed,
+                layout,
+                row.text
+            ])?;
+            return Ok(());
+        }
         let before = match &change.before {
             Some(row) if change.existed && !self.has_earlier(change)? => {
                 let mut text = String::new();
@@ -129,17 +147,17 @@ impl<'c> Appender<'c> {
             .as_ref()
             .map(|fields| json_names(fields.iter().filter_map(|f| change.shape.fields.get(usize::from(*f)))));
         self.insert.execute(params![
-            entry.seq.0,
-            change.kind as i64,
-            entry.n.map(|n| n.0),
+            seq,
+            kind,
+            n,
             change.stamp,
             change.at,
             model,
-            RecordId(&change.record),
+            record,
             change.existed,
             layout,
+            row.text,
             fields,
-            text,
             before,
             change.mark,
             change.actor

@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter, typ
 use crate::{
     announce,
     capture::json_names,
-    entry::{Body, Change, Entry, EntryKind, Group},
+    entry::{Batch, Body, Change, Entry, EntryKind, Group},
     error::Error,
     id::{Origin, OriginSeq, Position, Seq, Term},
     layout::{RecordId, layout_row},
@@ -40,8 +40,21 @@ const DELETION_WAITS: i64 = 60_000;
 /// Position of the fixed columns before the values in `sync_outbox`.
 const VALUES_AT: usize = 7;
 
+/// A seal of at most this many changes keeps them at hand, to be sent as they are.
+pub(crate) const FRESH_MAX: usize = 64;
+/// And if their rows are of at most this many bytes together.
+const FRESH_BYTES: usize = 64 << 10;
+
+/// What a small seal of a leader appended, as it can be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Fresh {
+    pub(crate) lead: Term,
+    pub(crate) floor: Seq,
+    pub(crate) batch: Batch,
+}
+
 /// What a seal did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Sealed {
     /// Rows taken from the outbox.
     pub(crate) rows: u64,
@@ -49,6 +62,8 @@ pub(crate) struct Sealed {
     pub(crate) changes: u64,
     /// Whether rows are left in the outbox.
     pub(crate) more: bool,
+    /// What was appended, where it is little; nothing where it went to pending.
+    pub(crate) fresh: Option<Fresh>,
 }
 
 /// Seals once: on the leader into the log, elsewhere into pending.
@@ -75,7 +90,7 @@ pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
         sink.drain(tx, &mut fold)?;
         announced = fold.announced;
     }
-    let changes = sink.finish(tx, &replica)?;
+    let (changes, fresh) = sink.finish(tx, &replica)?;
     for id in &announced {
         tx.conn
             .prepare_cached(
@@ -89,7 +104,7 @@ pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
         // Without a WHERE, SQLite drops the pages instead of the rows.
         tx.conn.prepare_cached("DELETE FROM sync_outbox")?.execute([])?;
     }
-    Ok(Sealed { rows: rows_taken, changes, more })
+    Ok(Sealed { rows: rows_taken, changes, more, fresh })
 }
 
 /// Seals until the outbox is empty.
@@ -269,6 +284,9 @@ struct Sink<'c> {
     clock: u64,
     changes: u64,
     withheld: u64,
+    /// What went to the log, up to [`FRESH_MAX`]; nothing once it is more.
+    fresh: Option<Vec<Entry>>,
+    fresh_bytes: usize,
 }
 
 enum Target<'c> {
@@ -286,7 +304,19 @@ impl<'c> Sink<'c> {
             if replica.is_leader() { Target::Log(Appender::new(tx.conn, base)?) } else { Target::Pending };
         let seen = pending_vector(tx.conn)?;
         let (term, tag) = (replica.max_seen, tx.world.random());
-        Ok(Self { to, minted, term, base, tag, seen, clock: replica.clock, changes: 0, withheld: 0 })
+        Ok(Self {
+            to,
+            minted,
+            term,
+            base,
+            tag,
+            seen,
+            clock: replica.clock,
+            changes: 0,
+            withheld: 0,
+            fresh: Some(Vec::new()),
+            fresh_bytes: 0,
+        })
     }
 
     fn drain(&mut self, tx: &Tx<'_>, fold: &mut Fold) -> Result<(), Error> {
@@ -405,7 +435,16 @@ impl<'c> Sink<'c> {
         match &mut self.to {
             Target::Log(appender) => {
                 let seq = Seq(self.base.seq.0 + self.changes);
-                appender.push(&Entry { seq, term: self.term, n: Some(n), body: Body::Change(change) })
+                self.fresh_bytes += size(&change.row);
+                let entry = Entry { seq, term: self.term, n: Some(n), body: Body::Change(change) };
+                appender.push(&entry)?;
+                match &mut self.fresh {
+                    Some(fresh) if fresh.len() < FRESH_MAX && self.fresh_bytes <= FRESH_BYTES => {
+                        fresh.push(entry)
+                    }
+                    fresh => *fresh = None,
+                }
+                Ok(())
             }
             Target::Pending => self.put_pending(tx, n, &change),
         }
@@ -451,14 +490,15 @@ impl<'c> Sink<'c> {
         Ok(())
     }
 
-    fn finish(self, tx: &mut Tx<'_>, replica: &Replica) -> Result<u64, Error> {
+    fn finish(self, tx: &mut Tx<'_>, replica: &Replica) -> Result<(u64, Option<Fresh>), Error> {
+        let mut fresh = None;
         if self.withheld > 0 {
             tx.conn
                 .prepare_cached("UPDATE sync_replica SET withheld = withheld + ?1 WHERE id = 1")?
                 .execute([self.withheld])?;
         }
         if self.changes == 0 {
-            return Ok(0);
+            return Ok((0, None));
         }
         let last_n = OriginSeq(self.minted.next.0 + self.changes - 1);
         match self.to {
@@ -476,6 +516,11 @@ impl<'c> Sink<'c> {
                 };
                 log::push_group(tx.conn, &group, self.minted.row)?;
                 log::raise_vector(tx.conn, self.minted.row, last_n)?;
+                fresh = self.fresh.map(|entries| Fresh {
+                    lead: self.term,
+                    floor: replica.floor,
+                    batch: Batch { after: self.base, entries, groups: vec![group] },
+                });
             }
             Target::Pending => {
                 tx.conn
@@ -488,7 +533,7 @@ impl<'c> Sink<'c> {
             .execute(params![self.minted.row, last_n.0])?;
         *tx.minted = Some(Minted { next: OriginSeq(last_n.0 + 1), ..self.minted });
         tx.set_clock(self.clock)?;
-        Ok(self.changes)
+        Ok((self.changes, fresh))
     }
 }
 

@@ -342,10 +342,6 @@ impl Store {
         &self.path
     }
 
-    pub(crate) fn models(&self) -> &[Model] {
-        &self.models
-    }
-
     pub(crate) fn connection(&self) -> &Connection {
         &self.conn
     }

@@ -431,7 +431,7 @@ impl Session<'_> {
                     let _ = changes.send(AppliedChange { model: shape.model.clone(), record, kind });
                 }
                 if let Applied::To(_) = applied {
-                    driver.tell(None)?;
+                    driver.tell()?;
                 }
                 // Freeing what arrived is work too; it is done where nobody waits for the writer.
                 Ok((applied, arrived))
