@@ -14,8 +14,8 @@ use crate::{
     entry::Shape,
     error::Error,
     layout::{Layouts, last_said, read_record},
-    log,
-    seal::{self, Bound, read_value},
+    log, seal,
+    sql::{Bound, read_value},
     store::{Model, Tx},
     value::Value,
 };

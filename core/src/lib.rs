@@ -106,6 +106,7 @@ mod node;
 pub mod notice;
 mod seal;
 mod sequence;
+mod sql;
 pub mod status;
 mod store;
 mod term;

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter, types::ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use crate::{
     announce,
@@ -21,6 +21,7 @@ use crate::{
     layout::{RecordId, layout_row},
     log::{self, Appender, ROW_MAX},
     sequence,
+    sql::{Bound, read_value},
     store::{Captured, Minted, Replica, Tx, top},
     value::{Value, row_to_json},
     world::tick,
@@ -234,37 +235,6 @@ fn read_values(row: &Row<'_>, from: usize, count: usize) -> Result<Vec<Value>, E
         values.push(read_value(row.get_ref(from + 2 * i)?));
     }
     Ok(values)
-}
-
-/// A stored value as it is.
-pub(crate) fn read_value(value: ValueRef<'_>) -> Value {
-    match value {
-        ValueRef::Null => Value::Null,
-        ValueRef::Integer(i) => Value::Integer(i),
-        ValueRef::Real(r) => Value::Real(r),
-        ValueRef::Text(bytes) => Value::Text(bytes.to_vec()),
-        ValueRef::Blob(bytes) => Value::Blob(bytes.to_vec()),
-    }
-}
-
-/// A value as a statement takes it.
-pub(crate) fn bind(value: &Value) -> ValueRef<'_> {
-    match value {
-        Value::Null => ValueRef::Null,
-        Value::Integer(i) => ValueRef::Integer(*i),
-        Value::Real(r) => ValueRef::Real(*r),
-        Value::Text(bytes) => ValueRef::Text(bytes),
-        Value::Blob(bytes) => ValueRef::Blob(bytes),
-    }
-}
-
-/// [`bind`] as a parameter.
-pub(crate) struct Bound<'v>(pub(crate) &'v Value);
-
-impl rusqlite::ToSql for Bound<'_> {
-    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
-        Ok(rusqlite::types::ToSqlOutput::Borrowed(bind(self.0)))
-    }
 }
 
 fn still_there(tx: &Tx<'_>, captured: &Captured, row: &[Value]) -> Result<bool, Error> {

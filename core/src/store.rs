@@ -24,7 +24,7 @@ use crate::{
     error::Error,
     id::{DeviceId, LibraryId, Origin, OriginSeq, Position, Seq, Term},
     model::{ModelDescriptor, Recorder},
-    seal::read_value,
+    sql::read_value,
     value::{self, Value},
     world::World,
 };
