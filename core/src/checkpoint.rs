@@ -16,8 +16,9 @@ use rusqlite::Connection;
 
 use crate::{error::Error, store};
 
-/// Pages in the write-ahead log from which on the thread is at work: 4 MiB of 4 KiB each, SQLite's own limit.
-const SOFT_PAGES: i32 = 1000;
+/// Pages in the write-ahead log from which on the thread is at work: 12 MiB of 4 KiB each, before an application's
+/// commit would be.
+const SOFT_PAGES: i32 = 3000;
 /// Pages in the write-ahead log at which the engine waits for a checkpoint: 256 MiB.
 const HARD_PAGES: i32 = 65_536;
 

@@ -26,6 +26,9 @@ use sqlx::{
 use super::{Connection, Inner, direct::Direct};
 use crate::gate::WriteGate;
 
+/// Pages in the write-ahead log at which a commit copies it into the database: 16 MiB of 4 KiB each.
+const CHECKPOINT_PAGES: &str = "4000";
+
 /// The oldest SQLite that is safe here: it fixes a corruption of the write-ahead log.
 const OLDEST_SQLITE: (u32, u32, u32) = (3, 51, 3);
 
@@ -310,6 +313,8 @@ fn with_settings(
         // Without it `REPLACE` over a second unique key deletes rows that no trigger sees.
         .pragma("recursive_triggers", "ON")
         .pragma("temp_store", "MEMORY")
+        // The outbox writes the same pages again and again: a longer log writes them into the file once.
+        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
 }
 
 /// Names that SQLite does not take for a file: `:memory:`, what sqlx makes of it, and other URIs.
