@@ -59,12 +59,20 @@ impl Arrived {
         Self { rows: batch.entries.iter().map(row).collect(), replaced: replaced(&batch), batch }
     }
 
+    /// Whether there is more in it than the writes of a moment.
+    pub(crate) fn is_large(&self) -> bool {
+        self.batch.entries.len() > LARGE
+    }
+
     fn forget_first(&mut self, count: usize) {
         self.batch.entries.drain(..count);
         self.rows.drain(..count);
         self.replaced.drain(..count);
     }
 }
+
+/// See [`Arrived::is_large`].
+const LARGE: usize = 1000;
 
 /// For each entry, whether a later change in the batch is to the same record.
 fn replaced(batch: &Batch) -> Vec<bool> {
@@ -420,6 +428,7 @@ fn overlaid(tx: &Tx<'_>, change: &Change) -> Result<Option<Change>, Error> {
 struct Writer<'c> {
     index: usize,
     model: &'c Model,
+    insert: CachedStatement<'c>,
     upsert: CachedStatement<'c>,
     delete: CachedStatement<'c>,
     /// For each of the table's fields, where it is in the sent row; `None`: the model's fill.
@@ -433,7 +442,7 @@ impl<'c> Writer<'c> {
             return Ok(None);
         };
         let model = &tx.models[index];
-        let RowSql { upsert, delete, .. } = &model.sql;
+        let RowSql { insert, upsert, delete, .. } = &model.sql;
         let map = (*model.shape != **shape)
             .then(|| model.shape.fields.iter().map(|f| shape.fields.iter().position(|s| s == f)).collect());
         let named = |i: &usize| shape.fields.iter().position(|f| *f == model.shape.fields[*i]);
@@ -444,8 +453,9 @@ impl<'c> Writer<'c> {
                 reason: "its rows come from a device where it has another key".to_owned(),
                 remedy: "Bring both devices to the same release of the application".to_owned(),
             })?;
-        let (upsert, delete) = (tx.conn.prepare_cached(upsert)?, tx.conn.prepare_cached(delete)?);
-        Ok(Some(Self { index, model, upsert, delete, map, key }))
+        let prepare = |sql: &'c str| tx.conn.prepare_cached(sql);
+        let (insert, upsert, delete) = (prepare(insert)?, prepare(upsert)?, prepare(delete)?);
+        Ok(Some(Self { index, model, insert, upsert, delete, map, key }))
     }
 
     fn write(&mut self, change: &Change) -> Result<(), Error> {
@@ -453,20 +463,22 @@ impl<'c> Writer<'c> {
             self.delete.execute(params_from_iter(self.key.iter().map(|&i| Bound(&change.row[i]))))?;
             return Ok(());
         }
+        // A record that is here all the same meets a constraint, and the batch is written the other way.
+        let statement = if change.existed { &mut self.upsert } else { &mut self.insert };
         match &self.map {
             None => {
                 for (i, value) in change.row.iter().enumerate() {
-                    self.upsert.raw_bind_parameter(i + 1, Bound(value))?;
+                    statement.raw_bind_parameter(i + 1, Bound(value))?;
                 }
             }
             Some(map) => {
                 for (i, from) in map.iter().enumerate() {
                     let value = bind(from.map_or(&self.model.fills[i], |from| &change.row[from]));
-                    self.upsert.raw_bind_parameter(i + 1, rusqlite::types::ToSqlOutput::Borrowed(value))?;
+                    statement.raw_bind_parameter(i + 1, rusqlite::types::ToSqlOutput::Borrowed(value))?;
                 }
             }
         }
-        self.upsert.raw_execute()?;
+        statement.raw_execute()?;
         Ok(())
     }
 

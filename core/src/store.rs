@@ -48,8 +48,10 @@ pub(crate) struct Model {
     pub(crate) fills: Vec<Value>,
 }
 
-/// Statements over one table, parameters in the order of the model's fields (upsert) or of its key (the others).
+/// Statements over one table, parameters in the order of the model's fields (insert, upsert) or of its key (the others).
 pub(crate) struct RowSql {
+    /// For records that are new, the usual case in a backlog; a little cheaper than an upsert.
+    pub(crate) insert: String,
     pub(crate) upsert: String,
     pub(crate) delete: String,
     pub(crate) select: String,
@@ -120,12 +122,11 @@ impl RowSql {
         };
         let key_list = key.iter().map(|k| k.as_str()).collect::<Vec<_>>().join(", ");
         let local: Vec<String> = model.local.iter().map(|f| quote(f)).collect();
+        let insert =
+            format!("INSERT INTO {table} ({}) VALUES ({})", fields.join(", "), places(1, fields.len()));
         Self {
-            upsert: format!(
-                "INSERT INTO {table} ({}) VALUES ({}) ON CONFLICT ({key_list}) {on_conflict}",
-                fields.join(", "),
-                places(1, fields.len())
-            ),
+            upsert: format!("{insert} ON CONFLICT ({key_list}) {on_conflict}"),
+            insert,
             delete: format!("DELETE FROM {table} WHERE {}", matches(1)),
             select: format!("SELECT {} FROM {table} WHERE {}", fields.join(", "), matches(1)),
             select_local: (!local.is_empty())

@@ -29,6 +29,8 @@ use crate::{
 
 /// Durable positions are confirmed at most this often.
 const CONFIRM_EVERY: Duration = Duration::from_millis(10);
+/// The same after a large batch, behind which more is likely: syncing beside the engine slows its writes.
+const CONFIRM_CATCHING_UP: Duration = Duration::from_millis(200);
 /// A leader that has not been heard of for this long is looked for again.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How long opening a channel may take.
@@ -405,6 +407,7 @@ impl Session<'_> {
             return Ok(Some(end));
         }
         let changes = self.shared.library.changes.clone();
+        let catching_up = arrived.is_large();
         let (applied, _arrived) = self
             .shared
             .library
@@ -442,7 +445,8 @@ impl Session<'_> {
                 self.applied = position;
                 self.show(lead, top);
                 if self.confirm_at.is_none() {
-                    self.confirm_at = Some(Instant::now() + CONFIRM_EVERY);
+                    let wait = if catching_up { CONFIRM_CATCHING_UP } else { CONFIRM_EVERY };
+                    self.confirm_at = Some(Instant::now() + wait);
                 }
                 Ok(None)
             }
