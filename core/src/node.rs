@@ -284,8 +284,10 @@ impl Readers {
     ) -> Result<(Vec<u8>, Seq), Error> {
         self.run(move |conn, models| {
             let batch = LogReader::new(models).read(conn, after, until.seq)?;
-            let last = batch.last();
-            Ok((Message::entries(lead, floor, until, &batch).encode(), last))
+            let (message, last) = (Message::entries(lead, floor, until, &batch), batch.last());
+            // The message has it all: not three copies at once.
+            drop(batch);
+            Ok((message.encode(), last))
         })
         .await
     }

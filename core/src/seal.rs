@@ -27,8 +27,9 @@ use crate::{
     world::tick,
 };
 
-/// Rows that one seal takes, unless one transaction has more: some 50 ms of holding the database's one writer.
-pub(crate) const SEAL_ROWS: i64 = 8192;
+/// Rows that one seal takes, unless one transaction has more: some 20 ms of holding the database's one writer, and of
+/// entries that fit into one batch.
+pub(crate) const SEAL_ROWS: i64 = 4096;
 /// Rows folded at once in a larger group.
 const FOLD_ROWS: usize = 32_768;
 /// Bytes of values folded at once.

@@ -36,7 +36,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How long opening a channel may take.
 const OPEN_MAX: Duration = Duration::from_secs(10);
 /// Batches unpacked ahead of the one that is applied.
-const AHEAD: usize = 2;
+const AHEAD: usize = 1;
 /// Delay before the first new try, and the longest between two.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
