@@ -1,7 +1,7 @@
 //! Following: one subscription at a time with whoever leads.
 //!
 //! A session opens a channel, says where this device stands, and hands every batch to the engine's `apply`. The
-//! channel is read and unpacked on a task of its own, a batch ahead of the one that is being applied. What was
+//! channel is read and unpacked on a task of its own, up to two batches ahead of the one that is being applied. What was
 //! applied is confirmed when it is durable, at most every [`CONFIRM_EVERY`].
 
 use std::{sync::Arc, time::Duration};
@@ -36,7 +36,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How long opening a channel may take.
 const OPEN_MAX: Duration = Duration::from_secs(10);
 /// Batches unpacked ahead of the one that is applied.
-const AHEAD: usize = 1;
+const AHEAD: usize = 2;
 /// Delay before the first new try, and the longest between two.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
@@ -252,13 +252,17 @@ enum Unpacked {
 /// Reads the channel and unpacks what comes, a little ahead of the session.
 async fn unpack(mut receiver: Box<dyn MessageReceiver>, to: mpsc::Sender<Result<Unpacked, String>>) {
     loop {
-        let next = match receiver.receive().await {
+        let received = receiver.receive().await;
+        // A place first: what waits for one is small while it is packed.
+        let Ok(place) = to.reserve().await else { return };
+        let next = match received {
             Ok(Some(bytes)) => unpacked(bytes).map_err(|e| e.to_string()),
             Ok(None) => return,
             Err(error) => Err(error.to_string()),
         };
         let over = next.is_err();
-        if to.send(next).await.is_err() || over {
+        place.send(next);
+        if over {
             return;
         }
     }
