@@ -42,7 +42,8 @@ pub(crate) enum Applied {
     Unsound(&'static str),
 }
 
-/// A batch with what can be worked out beside the writer: each row as the log keeps it, and which images a later one of the same record in the batch replaces.
+/// A batch with what can be worked out beside the writer: each row as the log keeps it, and which images a later one of
+/// the same record in the batch replaces.
 #[derive(Debug)]
 pub(crate) struct Arrived {
     batch: Batch,

@@ -239,7 +239,12 @@ async fn subscription(
             return Ok(());
         };
         if cursor < top.seq {
-            let (message, last) = shared.library.readers.entries(lead, floor, cursor, top).await?;
+            // What was just sealed is a message already, for whoever has all before it.
+            let ready = now.tail.filter(|tail| tail.after == cursor && tail.last == top.seq);
+            let (message, last) = match ready {
+                Some(tail) => (tail.message.to_vec(), tail.last),
+                None => shared.library.readers.entries(lead, floor, cursor, top).await?,
+            };
             if last <= cursor {
                 return Err(Error::Damaged(format!(
                     "the log reaches to {top} but has no entry after {cursor}"
