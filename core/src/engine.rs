@@ -368,7 +368,10 @@ impl Driver {
         let conn = self.store.connection();
         let count =
             |sql: &str| -> Result<u64, Error> { Ok(conn.prepare_cached(sql)?.query_row([], |r| r.get(0))?) };
-        let outbox = count("SELECT coalesce(max(id) - min(id) + 1, 0) FROM sync_outbox")?;
+        // Each end by itself is found in the index; asked for together they would be a scan.
+        let outbox = count(
+            "SELECT coalesce((SELECT max(id) FROM sync_outbox) - (SELECT min(id) FROM sync_outbox) + 1, 0)",
+        )?;
         let pending = count("SELECT count(*) FROM sync_pending")?;
         let quarantined = count("SELECT count(*) FROM sync_quarantine")?;
         let withheld = count("SELECT coalesce(max(withheld), 0) FROM sync_replica")?;
