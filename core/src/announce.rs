@@ -13,8 +13,8 @@ use crate::{
     capture::quote,
     entry::Shape,
     error::Error,
-    layout::{Layouts, last_said, read_record},
-    log, seal,
+    layout::{Layouts, last_said, model_row, read_record},
+    seal,
     sql::{Bound, read_value},
     store::{Model, Tx},
     value::Value,
@@ -64,7 +64,7 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
             .execute(rusqlite::params_from_iter(row.iter().map(Bound)))?;
         Ok(())
     };
-    let model_row = log::model_row(tx.conn, &shape_of.model)?;
+    let model_row = model_row(tx.conn, &shape_of.model)?;
     let mut layouts = Layouts::new(tx.models);
     let leads = tx.replica()?.is_leader();
     let mut found = 0;
@@ -106,7 +106,7 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
 
 /// The record's last known row in the fields of a shape; a field that it did not have yet counts as NULL.
 pub(crate) fn last_known(tx: &Tx<'_>, shape: &Shape, record: &str) -> Result<Option<Vec<Value>>, Error> {
-    let model = log::model_row(tx.conn, &shape.model)?;
+    let model = model_row(tx.conn, &shape.model)?;
     let said = last_said(tx.conn, &mut Layouts::new(tx.models), model, record)?;
     let row = said.as_ref().and_then(|said| said.row_as(shape));
     Ok(row.map(|row| row.into_iter().map(|v| v.cloned().unwrap_or_default()).collect()))

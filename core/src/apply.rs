@@ -20,7 +20,7 @@ use crate::{
     log::{self, Appender, LogReader},
     seal,
     sql::{Bound, bind, read_value},
-    store::{Model, RowSql, Tx, origin_row, top},
+    store::{Model, RowSql, Tx, origin_row},
     value::Value,
     wire::Message,
 };
@@ -125,8 +125,8 @@ pub(crate) fn apply(
     if lead > replica.max_seen {
         tx.set_terms(lead, None)?;
     }
-    seal::seal_all(tx)?;
-    let top = top(tx.conn)?;
+    let sealed = seal::seal_all(tx)?;
+    let (top, has_pending) = (replica.top, replica.has_pending || sealed.changes > 0);
     let staged: Option<(Seq, Seq)> = tx
         .conn
         .prepare_cached("SELECT min(first), max(last) FROM sync_incoming HAVING count(*) > 0")?
@@ -162,8 +162,8 @@ pub(crate) fn apply(
         return Ok(Applied::Staged(last));
     }
     let parts = if continues { Parts::Staged } else { Parts::None };
-    let position = append(tx, top, parts, arrived)?;
-    write_rows(tx, parts, arrived, rows)?;
+    let position = append(tx, top, parts, arrived, has_pending)?;
+    write_rows(tx, parts, arrived, rows, has_pending)?;
     if parts == Parts::Staged {
         tx.conn.execute("DELETE FROM sync_incoming", [])?;
     }
@@ -239,11 +239,16 @@ fn each_part(
 }
 
 /// Appends every entry to the log, with the groups, the vector of origins and the clock.
-fn append(tx: &mut Tx<'_>, top: Position, parts: Parts, arrived: &Arrived) -> Result<Position, Error> {
+fn append(
+    tx: &mut Tx<'_>,
+    top: Position,
+    parts: Parts,
+    arrived: &Arrived,
+    has_pending: bool,
+) -> Result<Position, Error> {
     let mut position = top;
     let mut clock = 0;
-    let conn = tx.conn;
-    let mut appender = Appender::new(conn, top)?;
+    let mut appender = Appender::new(tx, top)?;
     each_part(tx, parts, arrived, |tx, part| {
         for (entry, row) in part.batch.entries.iter().zip(&part.rows) {
             match (&entry.body, row) {
@@ -264,9 +269,11 @@ fn append(tx: &mut Tx<'_>, top: Position, parts: Parts, arrived: &Arrived) -> Re
         log::push_group(tx.conn, group, row)?;
         let last_n = OriginSeq(group.first_n.0.saturating_add(group.last.0.saturating_sub(group.first.0)));
         log::raise_vector(tx.conn, row, last_n)?;
-        tx.conn
-            .prepare_cached("DELETE FROM sync_pending WHERE origin = ?1 AND n <= ?2 AND tag = ?3")?
-            .execute(params![row, last_n.0, group.tag as i64])?;
+        if has_pending {
+            tx.conn
+                .prepare_cached("DELETE FROM sync_pending WHERE origin = ?1 AND n <= ?2 AND tag = ?3")?
+                .execute(params![row, last_n.0, group.tag as i64])?;
+        }
     }
     tx.set_clock(clock)?;
     Ok(position)
@@ -285,16 +292,26 @@ fn row_in_table(tx: &Tx<'_>, change: &Change) -> Result<Option<Vec<Value>>, Erro
 }
 
 /// Writes the last image of each record into the tables.
-fn write_rows(tx: &mut Tx<'_>, parts: Parts, arrived: &Arrived, rows: Rows) -> Result<(), Error> {
+fn write_rows(
+    tx: &mut Tx<'_>,
+    parts: Parts,
+    arrived: &Arrived,
+    rows: Rows,
+    has_pending: bool,
+) -> Result<(), Error> {
     if tx.foreign_triggers {
         tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 1 WHERE id = 1")?.execute([])?;
     }
     match rows {
-        Rows::AsTheyCome => each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::Images))?,
+        Rows::AsTheyCome => {
+            each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::Images, has_pending))?
+        }
         Rows::StepOutFirst => {
             let mut kept = LocalValues::new();
-            each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::StepOut(&mut kept)))?;
-            each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::LastImages))
+            each_part(tx, parts, arrived, |tx, part| {
+                write_part(tx, part, Write::StepOut(&mut kept), has_pending)
+            })?;
+            each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::LastImages, has_pending))
                 .map_err(|error| explain(tx, error))?;
             for ((model, _), (key, values)) in kept {
                 let sql = tx.models[model].sql.update_local.as_deref().unwrap_or_default();
@@ -353,8 +370,7 @@ enum Write<'k> {
     StepOut(&'k mut LocalValues),
 }
 
-fn write_part(tx: &Tx<'_>, part: &Arrived, mut write: Write<'_>) -> Result<(), Error> {
-    let pending = has_pending(tx)?;
+fn write_part(tx: &Tx<'_>, part: &Arrived, mut write: Write<'_>, has_pending: bool) -> Result<(), Error> {
     let mut writers: HashMap<*const Shape, Option<Writer<'_>>> = HashMap::new();
     for (entry, replaced) in part.batch.entries.iter().zip(&part.replaced) {
         let Body::Change(change) = &entry.body else { continue };
@@ -375,7 +391,7 @@ fn write_part(tx: &Tx<'_>, part: &Arrived, mut write: Write<'_>) -> Result<(), E
             Write::StepOut(kept) => writer.step_out(tx, change, kept)?,
             Write::LastImages if is_replaced(tx, entry.seq, change)? => {}
             Write::Images | Write::LastImages => {
-                match pending.then(|| overlaid(tx, change)).transpose()?.flatten() {
+                match has_pending.then(|| overlaid(tx, change)).transpose()?.flatten() {
                     Some(overlaid) => writer.write(&overlaid)?,
                     None => writer.write(change)?,
                 }
@@ -392,10 +408,6 @@ fn is_replaced(tx: &Tx<'_>, seq: Seq, change: &Change) -> Result<bool, Error> {
             AND model = (SELECT id FROM sync_model WHERE name = ?1) LIMIT 1",
     )?;
     Ok(later.exists(params![change.shape.model, RecordId(&change.record), seq.0])?)
-}
-
-fn has_pending(tx: &Tx<'_>) -> Result<bool, Error> {
-    Ok(tx.conn.prepare_cached("SELECT 1 FROM sync_pending LIMIT 1")?.exists([])?)
 }
 
 /// The entry's image with this device's pending changes of the record laid over it, in their order.

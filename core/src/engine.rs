@@ -9,7 +9,7 @@
 use std::{
     fs::File,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError},
     },
@@ -24,8 +24,7 @@ use crate::{
     gate::WriteGate,
     id::{Position, Seq},
     seal::{self, Fresh},
-    store::{self, Store, Tx},
-    wire::Message,
+    store::{self, Replica, Store, Tx},
 };
 
 /// How often the engine looks for commits that nobody told it of.
@@ -40,14 +39,14 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const STEPS_QUEUE: usize = 64;
 
 /// What the engine tells of itself.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Pulse {
     /// Top of the log, durable.
     pub(crate) top: Option<Position>,
     /// Whether this device leads.
     pub(crate) leads: bool,
-    /// The newest entries, ready to be sent, where they are few.
-    pub(crate) tail: Option<Tail>,
+    /// The newest entries, ready to be sent, where they are one batch.
+    pub(crate) tail: Option<Arc<Tail>>,
     /// Rows in the outbox that the last seal left.
     pub(crate) outbox: u64,
     /// Changes that the log does not show yet.
@@ -62,14 +61,50 @@ pub(crate) struct Pulse {
     pub(crate) stopped: bool,
 }
 
-/// The message of the newest entries, made once for all followers that have everything before them.
-#[derive(Clone, Debug, PartialEq)]
+/// The newest entries as a message, made once for all followers that have everything before them.
+#[derive(Debug)]
 pub(crate) struct Tail {
     /// The message is for who stands here,
     pub(crate) after: Seq,
     /// and brings them here.
     pub(crate) last: Seq,
-    pub(crate) message: Arc<Vec<u8>>,
+    message: Mutex<Making>,
+}
+
+#[derive(Debug)]
+enum Making {
+    Due(Fresh),
+    Made(Arc<Vec<u8>>),
+}
+
+/// Making the message of this many entries is work for a thread of its own.
+const TAIL_SMALL: u64 = 64;
+
+impl Tail {
+    fn new(fresh: Fresh) -> Self {
+        Self {
+            after: fresh.batch.after.seq,
+            last: fresh.batch.last(),
+            message: Mutex::new(Making::Due(fresh)),
+        }
+    }
+
+    /// Whether its message is made in no time.
+    pub(crate) fn is_small(&self) -> bool {
+        self.last.0 - self.after.0 <= TAIL_SMALL
+    }
+
+    pub(crate) fn message(&self) -> Arc<Vec<u8>> {
+        let mut making = self.message.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*making {
+            Making::Made(message) => Arc::clone(message),
+            Making::Due(fresh) => {
+                let message = Arc::new(fresh.message());
+                *making = Making::Made(Arc::clone(&message));
+                message
+            }
+        }
+    }
 }
 
 type Step = Box<dyn FnOnce(&mut Driver) + Send>;
@@ -85,7 +120,7 @@ pub(crate) struct Engine {
     commands: SyncSender<Command>,
     waker: Waker,
     pulse: watch::Receiver<Pulse>,
-    thread: std::sync::Mutex<Option<thread::JoinHandle<()>>>,
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 /// Tells the engine that a commit is there or near. Costs next to nothing while it knows already.
@@ -151,7 +186,7 @@ impl Engine {
                 path: "tidelog".into(),
                 source,
             })?;
-        Ok(Self { commands, waker, pulse, thread: std::sync::Mutex::new(Some(thread)) })
+        Ok(Self { commands, waker, pulse, thread: Mutex::new(Some(thread)) })
     }
 
     pub(crate) fn waker(&self) -> Waker {
@@ -186,7 +221,7 @@ impl Engine {
 
     /// Stops the engine behind the steps that wait, and waits for its thread to end.
     pub(crate) async fn stop(&self) {
-        let thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let commands = self.commands.clone();
         let _ = tokio::task::spawn_blocking(move || {
             let _ = commands.send(Command::Stop);
@@ -242,7 +277,6 @@ impl Driver {
 
     /// One seal. Whether more waits, and how long the writer was held.
     fn round(&mut self) -> Result<(bool, Duration), Error> {
-        self.store.follow_schema()?;
         if self.store.is_outbox_empty()? {
             // The commit was of something else; a reader's look takes the writer from nobody.
             if self.pulse.borrow().error.is_some() {
@@ -255,20 +289,18 @@ impl Driver {
         let sealed = self.store.transaction(seal::seal);
         drop(guard);
         let (held, sealed) = (began.elapsed(), sealed?);
-        match sealed.fresh {
-            Some(fresh) => self.tell_fresh(&fresh)?,
-            None if sealed.changes > 0 => self.tell_beside()?,
-            None => self.tell()?,
+        let tail = sealed.fresh.map(|fresh| (fresh.top(), Arc::new(Tail::new(fresh))));
+        match tail {
+            Some((top, tail)) if tail.is_small() => self.tell_small(top, tail)?,
+            tail if sealed.changes > 0 => self.tell_beside(tail.map(|(_, tail)| tail))?,
+            _ => self.tell()?,
         }
         Ok((sealed.more, held))
     }
 
-    /// Makes a small seal durable and tells of it, with the message that brings it to whoever has all before it.
-    fn tell_fresh(&mut self, fresh: &Fresh) -> Result<(), Error> {
-        let Fresh { lead, floor, batch } = fresh;
-        let top = Position { term: *lead, seq: batch.last() };
-        let message = Message::entries(*lead, *floor, top, batch).encode();
-        let tail = Tail { after: batch.after.seq, last: top.seq, message: Arc::new(message) };
+    /// Makes a small seal durable and tells of it, with its message.
+    fn tell_small(&mut self, top: Position, tail: Arc<Tail>) -> Result<(), Error> {
+        tail.message();
         self.store.sync()?;
         self.counts_due = true;
         self.pulse.send_modify(|pulse| {
@@ -280,28 +312,27 @@ impl Driver {
     /// Runs a step in a transaction, in turn with the application's writers.
     ///
     /// # Errors
-    /// The step's; before it, that the schema was changed and no longer carries the models.
+    /// Those of [`Store::transaction`].
     pub(crate) fn transaction<T>(
         &mut self,
         step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let _guard = self.gate.acquire_blocking(PATIENCE);
-        if self.seals {
-            self.store.follow_schema()?;
-        }
         self.store.transaction(step)
     }
 
     /// From now on what the application commits is sealed.
     pub(crate) fn begin_sealing(&mut self) {
         self.seals = true;
+        self.store.follow_schema();
     }
 
     /// Makes the log durable (rule D) on a leader, and tells where it reaches.
     pub(crate) fn tell(&mut self) -> Result<(), Error> {
         let conn = self.store.connection();
-        let leads = store::replica(conn)?.is_some_and(|r| r.is_leader());
-        let top = store::top(conn)?;
+        let replica = store::replica(conn)?;
+        let leads = replica.is_some_and(|r| r.is_leader());
+        let top = replica.map_or(Position::EMPTY, |r| r.top);
         if leads {
             self.store.sync()?;
         }
@@ -314,12 +345,11 @@ impl Driver {
 
     /// [`Driver::tell`] for a large seal: its log is made durable on a thread of its own while the next seal is at
     /// work. One at a time; the next waits for it.
-    fn tell_beside(&mut self) -> Result<(), Error> {
+    fn tell_beside(&mut self, tail: Option<Arc<Tail>>) -> Result<(), Error> {
         let conn = self.store.connection();
-        if !store::replica(conn)?.is_some_and(|r| r.is_leader()) {
+        let Some(Replica { top, .. }) = store::replica(conn)?.filter(Replica::is_leader) else {
             return self.tell();
-        }
-        let top = store::top(conn)?;
+        };
         self.counts_due = true;
         self.await_syncing();
         let (pulse, path) = (self.pulse.clone(), self.store.path().to_owned());
@@ -328,7 +358,7 @@ impl Driver {
             pulse.send_modify(|pulse| match synced {
                 // Smaller seals behind this one may have told of more already.
                 Ok(()) if pulse.leads && pulse.top.is_none_or(|told| told.seq < top.seq) => {
-                    (pulse.top, pulse.tail, pulse.error) = (Some(top), None, None);
+                    (pulse.top, pulse.tail, pulse.error) = (Some(top), tail, None);
                 }
                 Ok(()) => {}
                 Err(error) => pulse.error = Some(error.to_string()),
@@ -368,10 +398,10 @@ impl Driver {
         let conn = self.store.connection();
         let count =
             |sql: &str| -> Result<u64, Error> { Ok(conn.prepare_cached(sql)?.query_row([], |r| r.get(0))?) };
-        // Each end by itself is found in the index; asked for together they would be a scan.
-        let outbox = count(
-            "SELECT coalesce((SELECT max(id) FROM sync_outbox) - (SELECT min(id) FROM sync_outbox) + 1, 0)",
-        )?;
+        let outbox = conn.prepare_cached(seal::OUTBOX_ENDS)?.query_row([], |row| {
+            let (first, last): (Option<u64>, Option<u64>) = (row.get(0)?, row.get(1)?);
+            Ok(first.zip(last).map_or(0, |(first, last)| last - first + 1))
+        })?;
         let pending = count("SELECT count(*) FROM sync_pending")?;
         let quarantined = count("SELECT count(*) FROM sync_quarantine")?;
         let withheld = count("SELECT coalesce(max(withheld), 0) FROM sync_replica")?;

@@ -3,7 +3,7 @@
 //! A layout is a [`Shape`] kept in `sync_layout`. Rows of models that this release does not know, or knows otherwise,
 //! are read by the layout they came with.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
 use rusqlite::{
     Connection, OptionalExtension, ToSql, params,
@@ -73,7 +73,7 @@ pub(crate) fn read_record(value: ValueRef<'_>) -> Result<String, Error> {
 }
 
 /// The number of a shape's layout, made if there is none.
-pub(crate) fn layout_row(conn: &Connection, shape: &Shape) -> Result<i64, Error> {
+fn layout_row(conn: &Connection, shape: &Shape) -> Result<i64, Error> {
     let fields = json_names(&shape.fields);
     let key = serde_json::json!(shape.key).to_string();
     let uuids: Vec<usize> = (0..shape.uuids.len()).filter(|&i| shape.uuids[i]).collect();
@@ -89,6 +89,53 @@ pub(crate) fn layout_row(conn: &Connection, shape: &Shape) -> Result<i64, Error>
     }
     conn.prepare_cached("INSERT INTO sync_layout (model, fields, key, uuids) VALUES (?1, ?2, ?3, ?4)")?
         .execute([&shape.model, &fields, &key, &uuids])?;
+    Ok(conn.last_insert_rowid())
+}
+
+/// The numbers under which the log knows a shape.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Numbered {
+    pub(crate) model: i64,
+    pub(crate) layout: i64,
+}
+
+/// The numbers of the shapes that were met, as long as no transaction that made one is rolled back.
+#[derive(Default)]
+pub(crate) struct Numbers(RefCell<HashMap<Arc<Shape>, Numbered>>);
+
+/// Shapes whose numbers are kept at hand.
+const NUMBERS_MAX: usize = 1024;
+
+impl Numbers {
+    /// The numbers of a shape, made if there are none.
+    pub(crate) fn of(&self, conn: &Connection, shape: &Arc<Shape>) -> Result<Numbered, Error> {
+        if let Some(known) = self.0.borrow().get(shape) {
+            return Ok(*known);
+        }
+        let numbered = Numbered { model: model_row(conn, &shape.model)?, layout: layout_row(conn, shape)? };
+        let mut known = self.0.borrow_mut();
+        if known.len() >= NUMBERS_MAX {
+            known.clear();
+        }
+        known.insert(Arc::clone(shape), numbered);
+        Ok(numbered)
+    }
+
+    pub(crate) fn forget(&self) {
+        self.0.borrow_mut().clear();
+    }
+}
+
+/// The number of a model, made if there is none.
+pub(crate) fn model_row(conn: &Connection, model: &str) -> Result<i64, Error> {
+    let known = conn
+        .prepare_cached("SELECT id FROM sync_model WHERE name = ?1")?
+        .query_row([model], |row| row.get(0))
+        .optional()?;
+    if let Some(id) = known {
+        return Ok(id);
+    }
+    conn.prepare_cached("INSERT INTO sync_model (name) VALUES (?1)")?.execute([model])?;
     Ok(conn.last_insert_rowid())
 }
 

@@ -24,7 +24,7 @@ use crate::{
     node::{self, Node, Readers},
     seal,
     status::{AppliedChange, Link, Role, Status},
-    store::{self, Model, Store},
+    store::{self, Model, Replica, Store},
     term::{self, Entrance},
     transport::SharedTransport,
     world::{Machine, World},
@@ -290,8 +290,7 @@ impl Library {
                 driver.transaction(seal::seal_all)?;
                 driver.publish()?;
                 let conn = driver.store.connection();
-                let leads = store::replica(conn)?.is_some_and(|r| r.is_leader());
-                leads.then(|| store::top(conn)).transpose()
+                Ok(store::replica(conn)?.filter(Replica::is_leader).map(|replica| replica.top))
             })
             .await?;
         // On the leader all is done by now; the status is waited for, so that it tells no older position.

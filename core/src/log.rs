@@ -4,7 +4,7 @@
 //! `sync_group` by the first seq of their run. Rows are JSON for people (`value.rs` says how), and everything that
 //! is served to another device is read from here, never from the tables.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params, types::ValueRef};
 
@@ -13,8 +13,8 @@ use crate::{
     entry::{Batch, Body, Change, Entry, EntryKind, Group, Run, Shape},
     error::Error,
     id::{DeviceId, Incarnation, Origin, OriginSeq, Position, Seq, Term},
-    layout::{Layouts, LogRow, RecordId, layout_row, read_record},
-    store::Model,
+    layout::{Layouts, LogRow, Numbered, Numbers, RecordId, read_record},
+    store::{Model, Tx},
     value::{self, Value},
 };
 
@@ -34,23 +34,19 @@ pub(crate) struct Appender<'c> {
     /// For most: no old row, no mark, all fields.
     insert_plain: CachedStatement<'c>,
     earlier: CachedStatement<'c>,
-    /// Numbers of model and layout of the shapes met.
-    known: HashMap<Arc<Shape>, Known>,
-    last: Option<(Arc<Shape>, Known)>,
+    numbers: &'c Numbers,
+    /// Those of the shape before: most rows have the same.
+    last: Option<(Arc<Shape>, Numbered)>,
     term: Option<Term>,
-}
-
-#[derive(Clone, Copy)]
-struct Known {
-    model: i64,
-    layout: i64,
 }
 
 impl<'c> Appender<'c> {
     /// Ready to append behind the log's present top.
-    pub(crate) fn new(conn: &'c Connection, top: Position) -> Result<Self, Error> {
+    pub(crate) fn new(tx: &Tx<'c>, top: Position) -> Result<Self, Error> {
+        let conn = tx.conn;
         Ok(Self {
             conn,
+            numbers: tx.numbers,
             insert: conn.prepare_cached(
                 "INSERT INTO sync_entry
                  (seq, kind, n, stamp, at, model, record, existed, layout, data, fields, before, mark, actor)
@@ -62,7 +58,6 @@ impl<'c> Appender<'c> {
             )?,
             earlier: conn
                 .prepare_cached("SELECT 1 FROM sync_entry WHERE model = ?1 AND record = ?2 LIMIT 1")?,
-            known: HashMap::new(),
             last: None,
             term: (top.seq > Seq(0)).then_some(top.term),
         })
@@ -112,7 +107,7 @@ impl<'c> Appender<'c> {
 
     /// Appends a change whose row is worked out.
     pub(crate) fn push_change(&mut self, entry: &Entry, change: &Change, row: &LogRow) -> Result<(), Error> {
-        let Known { model, layout } = self.known(&change.shape)?;
+        let Numbered { model, layout } = self.numbers(&change.shape)?;
         let (seq, kind, n) = (entry.seq.0, change.kind as i64, entry.n.map(|n| n.0));
         let record = row.record(change);
         let plain = change.fields.is_none()
@@ -167,41 +162,20 @@ impl<'c> Appender<'c> {
 
     /// Whether the log holds an entry of the record already.
     pub(crate) fn has_earlier(&mut self, change: &Change) -> Result<bool, Error> {
-        let Known { model, .. } = self.known(&change.shape)?;
+        let Numbered { model, .. } = self.numbers(&change.shape)?;
         Ok(self.earlier.exists(params![model, RecordId(&change.record)])?)
     }
 
-    fn known(&mut self, shape: &Arc<Shape>) -> Result<Known, Error> {
-        if let Some((last, known)) = &self.last
+    fn numbers(&mut self, shape: &Arc<Shape>) -> Result<Numbered, Error> {
+        if let Some((last, numbers)) = &self.last
             && Arc::ptr_eq(last, shape)
         {
-            return Ok(*known);
+            return Ok(*numbers);
         }
-        let known = match self.known.get(shape) {
-            Some(known) => *known,
-            None => {
-                let (model, layout) = (model_row(self.conn, &shape.model)?, layout_row(self.conn, shape)?);
-                let known = Known { model, layout };
-                self.known.insert(Arc::clone(shape), known);
-                known
-            }
-        };
-        self.last = Some((Arc::clone(shape), known));
-        Ok(known)
+        let numbers = self.numbers.of(self.conn, shape)?;
+        self.last = Some((Arc::clone(shape), numbers));
+        Ok(numbers)
     }
-}
-
-/// The number of a model, made if there is none.
-pub(crate) fn model_row(conn: &Connection, model: &str) -> Result<i64, Error> {
-    let known = conn
-        .prepare_cached("SELECT id FROM sync_model WHERE name = ?1")?
-        .query_row([model], |row| row.get(0))
-        .optional()?;
-    if let Some(id) = known {
-        return Ok(id);
-    }
-    conn.prepare_cached("INSERT INTO sync_model (name) VALUES (?1)")?.execute([model])?;
-    Ok(conn.last_insert_rowid())
 }
 
 /// Writes the row that the entries of a group share.
@@ -238,7 +212,7 @@ pub(crate) fn raise_vector(conn: &Connection, origin_row: i64, n: OriginSeq) -> 
 /// The leadership history: every run of the log, ascending.
 pub(crate) fn runs(conn: &Connection) -> Result<Vec<Run>, Error> {
     conn.prepare_cached("SELECT first, number, leader, counter, nonce FROM sync_term ORDER BY first")?
-        .query_map([], |row| Ok(read_run(row)))?
+        .query_map([], |row| Ok(read_run(row, 0)))?
         .map(|run| run?)
         .collect()
 }
@@ -248,21 +222,22 @@ pub(crate) fn term_at(conn: &Connection, seq: Seq) -> Result<Term, Error> {
     conn.prepare_cached(
         "SELECT first, number, leader, counter, nonce FROM sync_term WHERE first <= ?1 ORDER BY first DESC LIMIT 1",
     )?
-    .query_row([seq.0], |row| Ok(read_run(row)))
+    .query_row([seq.0], |row| Ok(read_run(row, 0)))
     .optional()?
     .unwrap_or_else(|| Err(Error::Damaged(format!("entry {seq} has no term"))))
     .map(|run| run.term)
 }
 
-fn read_run(row: &Row<'_>) -> Result<Run, Error> {
-    let leader: String = row.get(2)?;
+/// Reads the columns of `sync_term`, the first of which is `at`.
+pub(crate) fn read_run(row: &Row<'_>, at: usize) -> Result<Run, Error> {
+    let leader: String = row.get(at + 2)?;
     Ok(Run {
-        first: Seq(row.get(0)?),
+        first: Seq(row.get(at)?),
         term: Term {
-            number: row.get(1)?,
+            number: row.get(at + 1)?,
             leader: DeviceId::parse(&leader)
                 .ok_or_else(|| Error::Damaged(format!("`{leader}` is no device id")))?,
-            incarnation: Incarnation { counter: row.get(3)?, nonce: row.get::<_, i64>(4)? as u64 },
+            incarnation: Incarnation { counter: row.get(at + 3)?, nonce: row.get::<_, i64>(at + 4)? as u64 },
         },
     })
 }
@@ -417,7 +392,7 @@ fn runs_from(conn: &Connection, after: Seq) -> Result<Vec<Run>, Error> {
         "SELECT first, number, leader, counter, nonce FROM sync_term
          WHERE first > ?1 OR first = (SELECT max(first) FROM sync_term WHERE first <= ?1) ORDER BY first",
     )?
-    .query_map([after.0], |row| Ok(read_run(row)))?
+    .query_map([after.0], |row| Ok(read_run(row, 0)))?
     .map(|run| run?)
     .collect()
 }

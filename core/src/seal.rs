@@ -18,12 +18,13 @@ use crate::{
     entry::{Batch, Body, Change, Entry, EntryKind, Group},
     error::Error,
     id::{Origin, OriginSeq, Position, Seq, Term},
-    layout::{RecordId, layout_row},
-    log::{self, Appender, ROW_MAX},
+    layout::{Numbered, RecordId},
+    log::{self, Appender, BATCH_BYTES, BATCH_ENTRIES, ROW_MAX, entry_size},
     sequence,
     sql::{Bound, read_value},
-    store::{Captured, Minted, Replica, Tx, top},
+    store::{Captured, Minted, Replica, Tx},
     value::{Value, row_to_json},
+    wire::Message,
     world::tick,
 };
 
@@ -42,17 +43,24 @@ const DELETION_WAITS: i64 = 60_000;
 /// Position of the fixed columns before the values in `sync_outbox`.
 const VALUES_AT: usize = 7;
 
-/// A seal of at most this many changes keeps them at hand, to be sent as they are.
-pub(crate) const FRESH_MAX: usize = 64;
-/// And if their rows are of at most this many bytes together.
-const FRESH_BYTES: usize = 64 << 10;
-
-/// What a small seal of a leader appended, as it can be sent.
+/// What a seal of a leader appended, where it is no more than one batch: it can be sent as it is.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Fresh {
     pub(crate) lead: Term,
     pub(crate) floor: Seq,
     pub(crate) batch: Batch,
+}
+
+impl Fresh {
+    /// Where the log reaches with it.
+    pub(crate) fn top(&self) -> Position {
+        Position { term: self.lead, seq: self.batch.last() }
+    }
+
+    /// The message that brings it to whoever has all before it.
+    pub(crate) fn message(&self) -> Vec<u8> {
+        Message::entries(self.lead, self.floor, self.top(), &self.batch).encode()
+    }
 }
 
 /// What a seal did.
@@ -64,16 +72,17 @@ pub(crate) struct Sealed {
     pub(crate) changes: u64,
     /// Whether rows are left in the outbox.
     pub(crate) more: bool,
-    /// What was appended, where it is little; nothing where it went to pending.
+    /// What was appended, where that is one batch; nothing where it went to pending.
     pub(crate) fresh: Option<Fresh>,
 }
 
 /// Seals once: on the leader into the log, elsewhere into pending.
 pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
     let Some((until, more)) = cut(tx.conn)? else { return Ok(Sealed::default()) };
-    let replica = tx.replica()?;
-    if replica.is_leader() {
+    let mut replica = tx.replica()?;
+    if replica.is_leader() && replica.has_pending {
         sequence::sequence_pending(tx)?;
+        replica = tx.replica()?;
     }
     let mut sink = Sink::new(tx, &replica)?;
     let mut rows_taken = 0;
@@ -122,14 +131,15 @@ pub(crate) fn seal_all(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
     }
 }
 
+/// The first and the last row of the outbox, each found at its end of the table: asked for together they would be a scan.
+pub(crate) const OUTBOX_ENDS: &str =
+    "SELECT (SELECT min(id) FROM sync_outbox), (SELECT max(id) FROM sync_outbox)";
+
 /// Up to which row of the outbox to seal, and whether rows are left behind it; `None` if it is empty.
 fn cut(conn: &Connection) -> Result<Option<(i64, bool)>, Error> {
-    let bounds = |which: &str| -> Result<Option<i64>, Error> {
-        Ok(conn
-            .prepare_cached(&format!("SELECT {which}(id) FROM sync_outbox"))?
-            .query_row([], |row| row.get(0))?)
-    };
-    let (Some(first), Some(last)) = (bounds("min")?, bounds("max")?) else { return Ok(None) };
+    let ends: (Option<i64>, Option<i64>) =
+        conn.prepare_cached(OUTBOX_ENDS)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (Some(first), Some(last)) = ends else { return Ok(None) };
     if last - first < SEAL_ROWS {
         return Ok(Some((last, false)));
     }
@@ -255,7 +265,7 @@ struct Sink<'c> {
     clock: u64,
     changes: u64,
     withheld: u64,
-    /// What went to the log, up to [`FRESH_MAX`]; nothing once it is more.
+    /// What went to the log, up to the size of a batch; nothing once it is more.
     fresh: Option<Vec<Entry>>,
     fresh_bytes: usize,
 }
@@ -269,11 +279,10 @@ impl<'c> Sink<'c> {
     fn new(tx: &mut Tx<'c>, replica: &Replica) -> Result<Self, Error> {
         let device =
             replica.device.ok_or_else(|| Error::Damaged("a replica without a device seals".into()))?;
-        let base = top(tx.conn)?;
+        let base = replica.top;
         let minted = tx.origin(device)?;
-        let to =
-            if replica.is_leader() { Target::Log(Appender::new(tx.conn, base)?) } else { Target::Pending };
-        let seen = pending_vector(tx.conn)?;
+        let to = if replica.is_leader() { Target::Log(Appender::new(tx, base)?) } else { Target::Pending };
+        let seen = if replica.has_pending { pending_vector(tx.conn)? } else { Vec::new() };
         let (term, tag) = (replica.max_seen, tx.world.random());
         Ok(Self {
             to,
@@ -406,12 +415,15 @@ impl<'c> Sink<'c> {
         match &mut self.to {
             Target::Log(appender) => {
                 let seq = Seq(self.base.seq.0 + self.changes);
-                self.fresh_bytes += size(&change.row);
-                let entry = Entry { seq, term: self.term, n: Some(n), body: Body::Change(change) };
+                let mut entry = Entry { seq, term: self.term, n: Some(n), body: Body::Change(change) };
                 appender.push(&entry)?;
+                self.fresh_bytes += entry_size(&entry);
                 match &mut self.fresh {
-                    Some(fresh) if fresh.len() < FRESH_MAX && self.fresh_bytes <= FRESH_BYTES => {
-                        fresh.push(entry)
+                    Some(fresh) if fresh.len() < BATCH_ENTRIES && self.fresh_bytes <= BATCH_BYTES => {
+                        if let Body::Change(change) = &mut entry.body {
+                            change.before = None;
+                        }
+                        fresh.push(entry);
                     }
                     fresh => *fresh = None,
                 }
@@ -426,6 +438,7 @@ impl<'c> Sink<'c> {
             .fields
             .as_ref()
             .map(|fields| json_names(fields.iter().filter_map(|f| change.shape.fields.get(usize::from(*f)))));
+        let Numbered { model, layout } = tx.numbers.of(tx.conn, &change.shape)?;
         let priority = tx
             .models
             .iter()
@@ -447,10 +460,10 @@ impl<'c> Sink<'c> {
                 change.stamp,
                 change.at,
                 change.kind as i64,
-                log::model_row(tx.conn, &change.shape.model)?,
+                model,
                 RecordId(&change.record),
                 change.existed,
-                layout_row(tx.conn, &change.shape)?,
+                layout,
                 fields,
                 row_text(change, change.kind, &change.row),
                 change.before.as_ref().map(|row| row_text(change, EntryKind::Upsert, row)),
@@ -486,7 +499,9 @@ impl<'c> Sink<'c> {
                     last: Seq(self.base.seq.0 + self.changes),
                 };
                 log::push_group(tx.conn, &group, self.minted.row)?;
-                log::raise_vector(tx.conn, self.minted.row, last_n)?;
+                tx.conn
+                    .prepare_cached("UPDATE sync_origin SET n = ?2, sealed = ?2 WHERE id = ?1")?
+                    .execute(params![self.minted.row, last_n.0])?;
                 fresh = self.fresh.map(|entries| Fresh {
                     lead: self.term,
                     floor: replica.floor,
@@ -497,11 +512,11 @@ impl<'c> Sink<'c> {
                 tx.conn
                     .prepare_cached("UPDATE sync_pending SET group_last = 1 WHERE origin = ?1 AND n = ?2")?
                     .execute(params![self.minted.row, last_n.0])?;
+                tx.conn
+                    .prepare_cached("UPDATE sync_origin SET sealed = ?2 WHERE id = ?1")?
+                    .execute(params![self.minted.row, last_n.0])?;
             }
         }
-        tx.conn
-            .prepare_cached("UPDATE sync_origin SET sealed = ?2 WHERE id = ?1")?
-            .execute(params![self.minted.row, last_n.0])?;
         *tx.minted = Some(Minted { next: OriginSeq(last_n.0 + 1), ..self.minted });
         tx.set_clock(self.clock)?;
         Ok((self.changes, fresh))

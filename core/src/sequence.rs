@@ -15,7 +15,7 @@ use crate::{
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     layout::{Layouts, read_record},
     log::{self, Appender},
-    store::{Tx, top},
+    store::{Replica, Tx},
 };
 
 /// Moves everything that is pending into the log, in order. A leader step. How many entries that made.
@@ -23,9 +23,8 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
     if !tx.conn.prepare_cached("SELECT 1 FROM sync_pending LIMIT 1")?.exists([])? {
         return Ok(0);
     }
-    let term = tx.replica()?.max_seen;
-    let base = top(tx.conn)?;
-    let mut appender = Appender::new(tx.conn, base)?;
+    let Replica { max_seen: term, top: base, .. } = tx.replica()?;
+    let mut appender = Appender::new(tx, base)?;
     let mut layouts = Layouts::new(tx.models);
     let mut open: Option<Open> = None;
     let mut seq = base.seq;

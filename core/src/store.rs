@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, config::DbConfig, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, params};
 
 use crate::{
     announce,
@@ -23,6 +23,8 @@ use crate::{
     entry::Shape,
     error::Error,
     id::{DeviceId, LibraryId, Origin, OriginSeq, Position, Seq, Term},
+    layout::Numbers,
+    log::{read_run, term_at},
     model::{ModelDescriptor, Recorder},
     sql::read_value,
     value::{self, Value},
@@ -86,7 +88,7 @@ impl Model {
                 default.filter(|d| !d.contains('(') && !d.to_ascii_uppercase().starts_with("CURRENT_"));
             *fill = match constant {
                 Some(constant) => {
-                    let value = |row: &rusqlite::Row<'_>| Ok(read_value(row.get_ref(0)?));
+                    let value = |row: &Row<'_>| Ok(read_value(row.get_ref(0)?));
                     conn.query_row(&format!("SELECT {constant}"), [], value)?
                 }
                 None => Value::Null,
@@ -167,6 +169,10 @@ pub(crate) struct Replica {
     pub(crate) lead: Option<Term>,
     pub(crate) floor: Seq,
     pub(crate) clock: u64,
+    /// Position of the last entry of the log.
+    pub(crate) top: Position,
+    /// Whether changes wait for the log.
+    pub(crate) has_pending: bool,
 }
 
 impl Replica {
@@ -189,6 +195,8 @@ pub(crate) struct Store {
     /// to look away by `sync_ctl`. Otherwise triggers are off on this connection.
     foreign_triggers: bool,
     schema_version: i64,
+    follows_schema: bool,
+    numbers: Numbers,
     world: Arc<dyn World>,
 }
 
@@ -199,6 +207,7 @@ pub(crate) struct Tx<'s> {
     pub(crate) captured: &'s HashMap<i64, Captured>,
     pub(crate) minted: &'s mut Option<Minted>,
     pub(crate) foreign_triggers: bool,
+    pub(crate) numbers: &'s Numbers,
     pub(crate) world: &'s dyn World,
 }
 
@@ -221,6 +230,8 @@ impl Store {
             minted: None,
             foreign_triggers: false,
             schema_version: 0,
+            follows_schema: false,
+            numbers: Numbers::default(),
             world,
         };
         store.install()?;
@@ -232,7 +243,7 @@ impl Store {
         let models: Vec<_> = self.models.iter().map(|m| (m.descriptor.clone(), m.recorder)).collect();
         self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, true)?;
         self.conn.flush_prepared_statement_cache();
-        self.transaction(|tx| capture::install(tx.conn, &models))?;
+        self.in_transaction(|tx| capture::install(tx.conn, &models))?;
         let tables: Vec<&str> = self.models.iter().map(|m| m.descriptor.table.as_str()).collect();
         self.foreign_triggers = capture::has_foreign_triggers(&self.conn, &tables)?;
         self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, self.foreign_triggers)?;
@@ -244,13 +255,9 @@ impl Store {
         Ok(())
     }
 
-    /// Installs again if somebody changed the schema behind our back.
-    pub(crate) fn follow_schema(&mut self) -> Result<(), Error> {
-        if self.read_schema_version()? == self.schema_version {
-            return Ok(());
-        }
-        self.install()?;
-        self.transaction(announce::announce_suspects)
+    /// From now on a transaction that finds the schema changed behind our back installs again first.
+    pub(crate) fn follow_schema(&mut self) {
+        self.follows_schema = true;
     }
 
     fn read_schema_version(&self) -> Result<i64, Error> {
@@ -294,18 +301,51 @@ impl Store {
     }
 
     /// Runs a step in one IMMEDIATE transaction: all of it happens, or nothing.
+    ///
+    /// # Errors
+    /// The step's; before it, that the schema was changed and no longer carries the models.
     pub(crate) fn transaction<T>(
         &mut self,
         step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let minted = self.minted;
+        // Looked at where it cannot change any more, and costs no transaction of its own.
+        self.begin()?;
+        if self.follows_schema && self.read_schema_version()? != self.schema_version {
+            self.roll_back();
+            self.install()?;
+            self.in_transaction(announce::announce_suspects)?;
+            self.begin()?;
+        }
+        self.finish(step)
+    }
+
+    fn in_transaction<T>(&mut self, step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        self.begin()?;
+        self.finish(step)
+    }
+
+    fn begin(&self) -> Result<(), Error> {
         self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(())
+    }
+
+    fn roll_back(&self) {
+        if !self.conn.is_autocommit() {
+            // The error that matters is the step's; a rollback that fails too ends with the connection.
+            let _ = self.conn.execute_batch("ROLLBACK");
+        }
+    }
+
+    /// Runs the step in the transaction that is open, and ends it.
+    fn finish<T>(&mut self, step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let minted = self.minted;
         let mut tx = Tx {
             conn: &self.conn,
             models: &self.models,
             captured: &self.captured,
             minted: &mut self.minted,
             foreign_triggers: self.foreign_triggers,
+            numbers: &self.numbers,
             world: &*self.world,
         };
         let done = step(&mut tx).and_then(|value| {
@@ -315,10 +355,8 @@ impl Store {
         });
         if done.is_err() {
             self.minted = minted;
-            if !self.conn.is_autocommit() {
-                // The error that matters is the step's; a rollback that fails too ends with the connection.
-                let _ = self.conn.execute_batch("ROLLBACK");
-            }
+            self.numbers.forget();
+            self.roll_back();
         }
         done
     }
@@ -411,30 +449,42 @@ pub(crate) fn check_entrance<'t>(
     }
 }
 
-/// Reads the replica's own row; `None` before the database is in a library.
+/// Reads the replica's own row and where its log stands, in one look; `None` before the database is in a library.
 pub(crate) fn replica(conn: &Connection) -> Result<Option<Replica>, Error> {
-    type Row = (String, Option<String>, bool, String, Option<String>, u64, u64);
-    let row: Option<Row> = conn
-        .prepare_cached(
-            "SELECT library, device, founder, max_seen, lead, floor, clock FROM sync_replica WHERE id = 1",
-        )?
-        .query_row([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?, r.get(6)?)))
-        .optional()?;
-    let Some((library, device, founder, max_seen, lead, floor, clock)) = row else { return Ok(None) };
+    conn.prepare_cached(
+        "SELECT r.library, r.device, r.founder, r.max_seen, r.lead, r.floor, r.clock,
+            EXISTS (SELECT 1 FROM sync_pending), coalesce((SELECT max(seq) FROM sync_entry), 0),
+            t.first, t.number, t.leader, t.counter, t.nonce
+         FROM sync_replica r LEFT JOIN sync_term t ON t.first = (SELECT max(first) FROM sync_term)
+         WHERE r.id = 1",
+    )?
+    .query_row([], |row| Ok(read_replica(row)))
+    .optional()?
+    .transpose()
+}
+
+fn read_replica(row: &Row<'_>) -> Result<Replica, Error> {
     let damaged = |what: &str, text: &str| Error::Damaged(format!("`{text}` is no {what}"));
     let term = |text: &String| Term::from_text(text).ok_or_else(|| damaged("term", text));
-    Ok(Some(Replica {
+    let (library, device): (String, Option<String>) = (row.get(0)?, row.get(1)?);
+    let (max_seen, lead): (String, Option<String>) = (row.get(3)?, row.get(4)?);
+    Ok(Replica {
         library: LibraryId(library.parse().map_err(|_| damaged("library id", &library))?),
         device: match device {
             Some(text) => Some(DeviceId::parse(&text).ok_or_else(|| damaged("device id", &text))?),
             None => None,
         },
-        founder,
+        founder: row.get(2)?,
         max_seen: term(&max_seen)?,
         lead: lead.as_ref().map(term).transpose()?,
-        floor: Seq(floor),
-        clock,
-    }))
+        floor: Seq(row.get(5)?),
+        clock: row.get(6)?,
+        has_pending: row.get(7)?,
+        top: match row.get(8)? {
+            0 => Position::EMPTY,
+            seq => Position { term: read_run(row, 9)?.term, seq: Seq(seq) },
+        },
+    })
 }
 
 impl Tx<'_> {
@@ -493,6 +543,6 @@ pub(crate) fn top(conn: &Connection) -> Result<Position, Error> {
         conn.prepare_cached("SELECT max(seq) FROM sync_entry")?.query_row([], |row| row.get(0))?;
     match seq {
         None => Ok(Position::EMPTY),
-        Some(seq) => Ok(Position { term: crate::log::term_at(conn, Seq(seq))?, seq: Seq(seq) }),
+        Some(seq) => Ok(Position { term: term_at(conn, Seq(seq))?, seq: Seq(seq) }),
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     id::{DeviceId, Incarnation, LibraryId, OriginSeq, Position, Seq, Term},
     log::{self, Appender},
     sequence,
-    store::{Minted, Tx, replica, top},
+    store::{Minted, Replica, Tx, replica, top},
     world::tick,
 };
 
@@ -120,11 +120,11 @@ pub(crate) fn start(tx: &mut Tx<'_>, device: DeviceId) -> Result<Started, Error>
 /// Opens a term: from here on this device appends, and nobody else in this term.
 fn open_term(tx: &mut Tx<'_>, term: Term) -> Result<(), Error> {
     let replica = tx.replica()?;
-    let top = top(tx.conn)?;
+    let top = replica.top;
     let now = tx.world.now();
     let stamp = tick(replica.clock, now);
     let body = Body::TermStart { stamp, at: now };
-    Appender::new(tx.conn, top)?.push(&Entry { seq: top.seq.next(), term, n: None, body })?;
+    Appender::new(tx, top)?.push(&Entry { seq: top.seq.next(), term, n: None, body })?;
     tx.set_terms(term, Some(term))?;
     tx.set_clock(stamp)?;
     sequence::sequence_pending(tx)?;
@@ -139,17 +139,17 @@ pub(crate) fn admit(tx: &mut Tx<'_>, devices: &[DeviceId]) -> Result<(), Error> 
         if is_member(tx.conn, *member)? {
             continue;
         }
-        let base = top(tx.conn)?;
+        let Replica { top: base, clock, .. } = tx.replica()?;
         let minted = tx.origin(device)?;
         let now = tx.world.now();
-        let stamp = tick(tx.replica()?.clock, now);
+        let stamp = tick(clock, now);
         let entry = Entry {
             seq: base.seq.next(),
             term: replica.max_seen,
             n: Some(minted.next),
             body: Body::Member { device: *member, stamp, at: now },
         };
-        Appender::new(tx.conn, base)?.push(&entry)?;
+        Appender::new(tx, base)?.push(&entry)?;
         let group = Group {
             origin: minted.origin,
             device,

@@ -37,7 +37,7 @@ const P50_MAX: f64 = 0.6;
 const QUICK_COMMIT: f64 = 0.2;
 const P99_MAX: f64 = 3.0;
 /// Between two looks of the watcher: short against what is measured, long enough to leave the processor to others.
-const PAUSE: Duration = Duration::from_micros(10);
+const PAUSE: Duration = Duration::from_micros(60);
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(10);
 /// Until connections, page caches and threads have come to rest.

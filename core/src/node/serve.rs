@@ -13,7 +13,7 @@ use tokio::{
 
 use super::Shared;
 use crate::{
-    engine::{Driver, Pulse},
+    engine::{Driver, Pulse, Tail},
     entry::{Run, common_prefix},
     error::Error,
     id::{DeviceId, Position, Seq, Term},
@@ -242,7 +242,7 @@ async fn subscription(
             // What was just sealed is a message already, for whoever has all before it.
             let ready = now.tail.filter(|tail| tail.after == cursor && tail.last == top.seq);
             let (message, last) = match ready {
-                Some(tail) => (tail.message.to_vec(), tail.last),
+                Some(tail) => (ready_message(&tail).await?, tail.last),
                 None => shared.library.readers.entries(lead, floor, cursor, top).await?,
             };
             if last <= cursor {
@@ -271,6 +271,16 @@ async fn subscription(
             _ = heartbeat.tick() => send_top(shared, lead, top, sender.as_mut()).await?,
         }
     }
+}
+
+/// The message of the newest entries; a large one is made where it keeps nobody waiting.
+async fn ready_message(tail: &Arc<Tail>) -> Result<Vec<u8>, Error> {
+    if tail.is_small() {
+        return Ok(tail.message().to_vec());
+    }
+    let tail = Arc::clone(tail);
+    let made = tokio::task::spawn_blocking(move || tail.message().to_vec());
+    made.await.map_err(|e| Error::Stopped { reason: e.to_string() })
 }
 
 async fn send_top(
