@@ -16,9 +16,13 @@ use rusqlite::Connection;
 
 use crate::{error::Error, store};
 
-/// Pages in the write-ahead log from which on the thread is at work: 12 MiB of 4 KiB each, before an application's
-/// commit would be.
+/// Pages in the write-ahead log from which on the thread is at work while batches come: 12 MiB of 4 KiB each, before
+/// an application's commit would be.
 const SOFT_PAGES: i32 = 3000;
+/// The same while commits are of at most [`CALM_COMMIT`] pages: a log that begins anew sooner is written where the
+/// file has room already, and syncing it does not have to wait for the file system to note that it grew.
+const CALM_PAGES: i32 = 1000;
+const CALM_COMMIT: i32 = 100;
 /// Pages in the write-ahead log at which the engine waits for a checkpoint: 256 MiB.
 const HARD_PAGES: i32 = 65_536;
 
@@ -33,6 +37,8 @@ thread_local! {
 pub(crate) struct Checkpointer {
     nudge: Option<SyncSender<()>>,
     thread: Option<thread::JoinHandle<()>>,
+    /// Pages in the log after the last commit.
+    pages: Cell<i32>,
 }
 
 impl Checkpointer {
@@ -52,15 +58,21 @@ impl Checkpointer {
                 move || run(path, &nudges)
             })
             .map_err(|source| Error::File { what: "starting the checkpoints of", path, source })?;
-        Ok(Self { nudge: Some(nudge), thread: Some(thread) })
+        Ok(Self { nudge: Some(nudge), thread: Some(thread), pages: Cell::new(0) })
     }
 
     /// To be called after each commit of `conn`.
     pub(crate) fn after_commit(&self, conn: &Connection) {
         let pages = PAGES.take();
+        if pages == 0 {
+            // Nothing was written.
+            return;
+        }
+        let added = pages - self.pages.replace(pages);
+        let soft = if added <= CALM_COMMIT { CALM_PAGES } else { SOFT_PAGES };
         if pages >= HARD_PAGES {
             checkpoint(conn);
-        } else if pages >= SOFT_PAGES
+        } else if pages >= soft
             && let Some(nudge) = &self.nudge
         {
             // Full: it knows already.

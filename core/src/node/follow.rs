@@ -412,7 +412,7 @@ impl Session<'_> {
         }
         let changes = self.shared.library.changes.clone();
         let catching_up = arrived.is_large();
-        let (applied, _arrived) = self
+        let (applied, arrived) = self
             .shared
             .library
             .engine
@@ -440,10 +440,13 @@ impl Session<'_> {
                 if let Applied::To(_) = applied {
                     driver.tell()?;
                 }
-                // Freeing what arrived is work too; it is done where nobody waits for the writer.
                 Ok((applied, arrived))
             })
             .await?;
+        if catching_up {
+            // Freeing what arrived is work too, and the next batch waits for neither.
+            drop(tokio::task::spawn_blocking(move || drop(arrived)));
+        }
         match applied {
             Applied::To(position) => {
                 self.applied = position;
