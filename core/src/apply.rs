@@ -15,7 +15,7 @@ use rusqlite::{CachedStatement, ErrorCode, OptionalExtension, params, params_fro
 use crate::{
     entry::{Batch, Body, Change, Entry, EntryKind, Shape},
     error::Error,
-    id::{OriginSeq, Position, Seq, Term},
+    id::{Position, Seq, Term},
     layout::{Layouts, LogRow, RecordId},
     log::{self, Appender, LogReader},
     seal,
@@ -267,12 +267,10 @@ fn append(
     for group in &arrived.batch.groups {
         let row = origin_row(tx.conn, group.origin, group.device)?;
         log::push_group(tx.conn, group, row)?;
-        let last_n = OriginSeq(group.first_n.0.saturating_add(group.last.0.saturating_sub(group.first.0)));
-        log::raise_vector(tx.conn, row, last_n)?;
         if has_pending {
             tx.conn
                 .prepare_cached("DELETE FROM sync_pending WHERE origin = ?1 AND n <= ?2 AND tag = ?3")?
-                .execute(params![row, last_n.0, group.tag as i64])?;
+                .execute(params![row, group.last_n().0, group.tag as i64])?;
         }
     }
     tx.set_clock(clock)?;

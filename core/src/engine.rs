@@ -148,6 +148,7 @@ pub(crate) struct Driver {
     seals: bool,
     /// What is counted for the status has changed since it was last counted.
     counts_due: bool,
+    counted: Instant,
     /// Makes a large seal durable.
     syncing: Option<thread::JoinHandle<()>>,
     /// Keeps the database to this engine, until the thread has ended.
@@ -174,6 +175,7 @@ impl Engine {
             pulse: sender,
             seals: false,
             counts_due: false,
+            counted: Instant::now(),
             syncing: None,
             _lock: lock,
         };
@@ -249,7 +251,7 @@ impl Driver {
             match inbox.recv_timeout(wait) {
                 Ok(Command::Step(step)) => step(&mut self),
                 Ok(Command::Wake) => {}
-                Err(RecvTimeoutError::Timeout) => self.count_if_due(),
+                Err(RecvTimeoutError::Timeout) => {}
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             }
             dirty |= woken.load(Ordering::Acquire);
@@ -272,6 +274,7 @@ impl Driver {
                     }
                 };
             }
+            self.count_if_due();
         }
     }
 
@@ -386,8 +389,10 @@ impl Driver {
         self.count()
     }
 
+    /// Counts for the status, at most as often as it looks for commits.
     fn count_if_due(&mut self) {
         if self.counts_due
+            && self.counted.elapsed() >= LOOK_EVERY
             && let Err(error) = self.count()
         {
             tracing::warn!(%error, "counting for the status failed");
@@ -405,7 +410,7 @@ impl Driver {
         let pending = count("SELECT count(*) FROM sync_pending")?;
         let quarantined = count("SELECT count(*) FROM sync_quarantine")?;
         let withheld = count("SELECT coalesce(max(withheld), 0) FROM sync_replica")?;
-        self.counts_due = false;
+        (self.counts_due, self.counted) = (false, Instant::now());
         self.pulse.send_modify(|pulse| {
             (pulse.outbox, pulse.pending) = (outbox, pending);
             (pulse.quarantined, pulse.withheld) = (quarantined, withheld);

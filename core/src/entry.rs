@@ -99,6 +99,13 @@ pub(crate) struct Group {
     pub(crate) last: Seq,
 }
 
+impl Group {
+    /// Number of its last change within the origin.
+    pub(crate) fn last_n(&self) -> OriginSeq {
+        OriginSeq(self.first_n.0.saturating_add(self.last.0.saturating_sub(self.first.0)))
+    }
+}
+
 /// One slot of the log.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Entry {

@@ -181,14 +181,15 @@ impl<'c> Appender<'c> {
 /// Writes the row that the entries of a group share.
 pub(crate) fn push_group(conn: &Connection, group: &Group, origin_row: i64) -> Result<(), Error> {
     conn.prepare_cached(
-        "INSERT INTO sync_group (first, last, origin, first_n, tag, base_term, base_seq, seen)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT INTO sync_group (first, last, origin, first_n, last_n, tag, base_term, base_seq, seen)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
     )?
     .execute(params![
         group.first.0,
         group.last.0,
         origin_row,
         group.first_n.0,
+        group.last_n().0,
         group.tag as i64,
         group.base.term.to_text(),
         group.base.seq.0,
@@ -202,11 +203,15 @@ pub(crate) fn seen_json(seen: &[(Origin, OriginSeq)]) -> String {
     serde_json::json!(seen).to_string()
 }
 
-/// Raises an origin's number in the vector.
-pub(crate) fn raise_vector(conn: &Connection, origin_row: i64, n: OriginSeq) -> Result<(), Error> {
-    conn.prepare_cached("UPDATE sync_origin SET n = max(n, ?2) WHERE id = ?1")?
-        .execute(params![origin_row, n.0])?;
-    Ok(())
+/// The highest number of an origin that the log holds: what the vector says of it.
+pub(crate) fn vector(conn: &Connection, origin_row: i64) -> Result<OriginSeq, Error> {
+    let n = conn
+        .prepare_cached(
+            "SELECT max(o.floor_n, coalesce((SELECT max(last_n) FROM sync_group WHERE origin = o.id), 0))
+             FROM sync_origin o WHERE o.id = ?1",
+        )?
+        .query_row([origin_row], |row| row.get(0))?;
+    Ok(OriginSeq(n))
 }
 
 /// The leadership history: every run of the log, ascending.

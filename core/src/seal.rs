@@ -499,9 +499,6 @@ impl<'c> Sink<'c> {
                     last: Seq(self.base.seq.0 + self.changes),
                 };
                 log::push_group(tx.conn, &group, self.minted.row)?;
-                tx.conn
-                    .prepare_cached("UPDATE sync_origin SET n = ?2, sealed = ?2 WHERE id = ?1")?
-                    .execute(params![self.minted.row, last_n.0])?;
                 fresh = self.fresh.map(|entries| Fresh {
                     lead: self.term,
                     floor: replica.floor,
@@ -511,9 +508,6 @@ impl<'c> Sink<'c> {
             Target::Pending => {
                 tx.conn
                     .prepare_cached("UPDATE sync_pending SET group_last = 1 WHERE origin = ?1 AND n = ?2")?
-                    .execute(params![self.minted.row, last_n.0])?;
-                tx.conn
-                    .prepare_cached("UPDATE sync_origin SET sealed = ?2 WHERE id = ?1")?
                     .execute(params![self.minted.row, last_n.0])?;
             }
         }

@@ -34,13 +34,9 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
         while let Some(row) = rows.next()? {
             let (origin_row, n, tag): (i64, u64, i64) =
                 (row.get("origin_row")?, row.get("n")?, row.get("tag")?);
-            let in_log: u64 = tx
-                .conn
-                .prepare_cached("SELECT n FROM sync_origin WHERE id = ?1")?
-                .query_row([origin_row], |row| row.get(0))?;
             let expected = match &open {
-                Some(open) if open.origin_row == origin_row => in_log.max(open.last_n.0),
-                _ => in_log,
+                Some(open) if open.origin_row == origin_row => open.last_n.0,
+                _ => log::vector(tx.conn, origin_row)?.0,
             };
             if n <= expected {
                 // The log has it already.
@@ -111,8 +107,7 @@ impl Open {
 
     fn close(mut self, tx: &Tx<'_>, last: Seq) -> Result<(), Error> {
         self.group.last = last;
-        log::push_group(tx.conn, &self.group, self.origin_row)?;
-        log::raise_vector(tx.conn, self.origin_row, self.last_n)
+        log::push_group(tx.conn, &self.group, self.origin_row)
     }
 }
 

@@ -161,7 +161,6 @@ pub(crate) fn admit(tx: &mut Tx<'_>, devices: &[DeviceId]) -> Result<(), Error> 
             last: entry.seq,
         };
         log::push_group(tx.conn, &group, minted.row)?;
-        log::raise_vector(tx.conn, minted.row, minted.next)?;
         *tx.minted = Some(Minted { next: OriginSeq(minted.next.0 + 1), ..minted });
         tx.set_clock(stamp)?;
     }

@@ -147,27 +147,27 @@ const TABLES: &[&str] = &[
         counter INTEGER NOT NULL,
         nonce INTEGER NOT NULL
     )",
-    // Origins and the highest number of each in the log: the vector that makes every change take effect once.
+    // Origins. floor_n: the highest number at or below the floor.
     "CREATE TABLE sync_origin (
         id INTEGER PRIMARY KEY,
         origin TEXT NOT NULL UNIQUE,
         device TEXT NOT NULL,
-        n INTEGER NOT NULL DEFAULT 0,
-        sealed INTEGER NOT NULL DEFAULT 0,
         floor_n INTEGER NOT NULL DEFAULT 0
     )",
-    // What the entries of one sealed group share. last: seq of its last entry.
+    // What the entries of one sealed group share. last: seq of its last entry. last_n: number of its last change; the
+    // highest of an origin is the vector that makes every change take effect once.
     "CREATE TABLE sync_group (
         first INTEGER PRIMARY KEY,
         last INTEGER NOT NULL,
         origin INTEGER NOT NULL,
         first_n INTEGER NOT NULL,
+        last_n INTEGER NOT NULL,
         tag INTEGER NOT NULL,
         base_term TEXT NOT NULL,
         base_seq INTEGER NOT NULL,
         seen TEXT NOT NULL
     )",
-    "CREATE INDEX sync_group_origin ON sync_group (origin, first_n)",
+    "CREATE INDEX sync_group_origin ON sync_group (origin, last_n)",
     // The log. kind: 0 noop, 1 upsert, 2 delete, 3 term start, 4 member. record: 16 bytes for a UUID, else text. data:
     // the row as it is after the entry (of a deletion, the key), a JSON array in the order of its layout; the view
     // sync_log names the fields. fields: the changed columns, NULL for all. before: the row before it, where no earlier entry has it.
