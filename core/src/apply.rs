@@ -20,7 +20,7 @@ use crate::{
     log::{self, Appender, LogReader},
     seal,
     sql::{Bound, bind, read_value},
-    store::{Model, RowSql, Tx, origin_row},
+    store::{Model, Replica, RowSql, Tx, origin_row},
     value::Value,
     wire::Message,
 };
@@ -162,7 +162,7 @@ pub(crate) fn apply(
         return Ok(Applied::Staged(last));
     }
     let parts = if continues { Parts::Staged } else { Parts::None };
-    let position = append(tx, top, parts, arrived, has_pending)?;
+    let position = append(tx, replica, parts, arrived, has_pending)?;
     write_rows(tx, parts, arrived, rows, has_pending)?;
     if parts == Parts::Staged {
         tx.conn.execute("DELETE FROM sync_incoming", [])?;
@@ -241,13 +241,12 @@ fn each_part(
 /// Appends every entry to the log, with the groups, the vector of origins and the clock.
 fn append(
     tx: &mut Tx<'_>,
-    top: Position,
+    Replica { top, mut clock, .. }: Replica,
     parts: Parts,
     arrived: &Arrived,
     has_pending: bool,
 ) -> Result<Position, Error> {
     let mut position = top;
-    let mut clock = 0;
     let mut appender = Appender::new(tx, top)?;
     each_part(tx, parts, arrived, |tx, part| {
         for (entry, row) in part.batch.entries.iter().zip(&part.rows) {
@@ -266,14 +265,16 @@ fn append(
     })?;
     for group in &arrived.batch.groups {
         let row = origin_row(tx.conn, group.origin, group.device)?;
-        log::push_group(tx.conn, group, row)?;
+        log::push_group(tx.conn, group, row, clock)?;
         if has_pending {
             tx.conn
                 .prepare_cached("DELETE FROM sync_pending WHERE origin = ?1 AND n <= ?2 AND tag = ?3")?
                 .execute(params![row, group.last_n().0, group.tag as i64])?;
         }
     }
-    tx.set_clock(clock)?;
+    if arrived.batch.groups.is_empty() {
+        tx.set_clock(clock)?;
+    }
     Ok(position)
 }
 

@@ -262,8 +262,8 @@ impl Driver {
                 }
             }
             if dirty && self.seals && Instant::now() >= not_before {
-                woken.store(false, Ordering::Release);
-                (dirty, not_before) = match self.round() {
+                let told = woken.swap(false, Ordering::AcqRel);
+                (dirty, not_before) = match self.round(told) {
                     Ok((more, held)) => {
                         (more, Instant::now() + if more { Duration::ZERO } else { held * REST })
                     }
@@ -278,13 +278,11 @@ impl Driver {
         }
     }
 
-    /// One seal. Whether more waits, and how long the writer was held.
-    fn round(&mut self) -> Result<(bool, Duration), Error> {
-        if self.store.is_outbox_empty()? {
-            // The commit was of something else; a reader's look takes the writer from nobody.
-            if self.pulse.borrow().error.is_some() {
-                self.publish()?;
-            }
+    /// One seal. Whether more waits, and how long the writer was held. What nobody `told` of may be a commit of
+    /// something else, a schema for one: a look as a reader takes the writer from nobody.
+    fn round(&mut self, told: bool) -> Result<(bool, Duration), Error> {
+        if !told && self.store.is_outbox_empty()? && !self.store.has_other_schema()? {
+            self.publish_if_failed()?;
             return Ok((false, Duration::ZERO));
         }
         let guard = self.gate.acquire_blocking(PATIENCE);
@@ -292,6 +290,10 @@ impl Driver {
         let sealed = self.store.transaction(seal::seal);
         drop(guard);
         let (held, sealed) = (began.elapsed(), sealed?);
+        if sealed.rows == 0 {
+            self.publish_if_failed()?;
+            return Ok((false, held));
+        }
         let tail = sealed.fresh.map(|fresh| (fresh.top(), Arc::new(Tail::new(fresh))));
         match tail {
             Some((top, tail)) if tail.is_small() => self.tell_small(top, tail)?,
@@ -387,6 +389,12 @@ impl Driver {
     pub(crate) fn publish(&mut self) -> Result<(), Error> {
         self.tell()?;
         self.count()
+    }
+
+    /// After a seal that failed, says that it is over.
+    fn publish_if_failed(&mut self) -> Result<(), Error> {
+        let failed = self.pulse.borrow().error.is_some();
+        if failed { self.publish() } else { Ok(()) }
     }
 
     /// Counts for the status, at most as often as it looks for commits.

@@ -178,11 +178,12 @@ impl<'c> Appender<'c> {
     }
 }
 
-/// Writes the row that the entries of a group share.
-pub(crate) fn push_group(conn: &Connection, group: &Group, origin_row: i64) -> Result<(), Error> {
+/// Writes the row that the entries of a group share, and this device's hybrid logical clock with it: no lower than it was,
+/// nor than any stamp of the group.
+pub(crate) fn push_group(conn: &Connection, group: &Group, origin_row: i64, clock: u64) -> Result<(), Error> {
     conn.prepare_cached(
-        "INSERT INTO sync_group (first, last, origin, first_n, last_n, tag, base_term, base_seq, seen)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        "INSERT INTO sync_group (first, last, origin, first_n, last_n, tag, base_term, base_seq, seen, clock)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
     )?
     .execute(params![
         group.first.0,
@@ -193,7 +194,8 @@ pub(crate) fn push_group(conn: &Connection, group: &Group, origin_row: i64) -> R
         group.tag as i64,
         group.base.term.to_text(),
         group.base.seq.0,
-        seen_json(&group.seen)
+        seen_json(&group.seen),
+        clock
     ])?;
     Ok(())
 }

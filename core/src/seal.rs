@@ -498,7 +498,7 @@ impl<'c> Sink<'c> {
                     first: self.base.seq.next(),
                     last: Seq(self.base.seq.0 + self.changes),
                 };
-                log::push_group(tx.conn, &group, self.minted.row)?;
+                log::push_group(tx.conn, &group, self.minted.row, self.clock)?;
                 fresh = self.fresh.map(|entries| Fresh {
                     lead: self.term,
                     floor: replica.floor,
@@ -509,10 +509,10 @@ impl<'c> Sink<'c> {
                 tx.conn
                     .prepare_cached("UPDATE sync_pending SET group_last = 1 WHERE origin = ?1 AND n = ?2")?
                     .execute(params![self.minted.row, last_n.0])?;
+                tx.set_clock(self.clock)?;
             }
         }
         *tx.minted = Some(Minted { next: OriginSeq(last_n.0 + 1), ..self.minted });
-        tx.set_clock(self.clock)?;
         Ok((self.changes, fresh))
     }
 }

@@ -23,7 +23,7 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
     if !tx.conn.prepare_cached("SELECT 1 FROM sync_pending LIMIT 1")?.exists([])? {
         return Ok(0);
     }
-    let Replica { max_seen: term, top: base, .. } = tx.replica()?;
+    let Replica { max_seen: term, top: base, clock, .. } = tx.replica()?;
     let mut appender = Appender::new(tx, base)?;
     let mut layouts = Layouts::new(tx.models);
     let mut open: Option<Open> = None;
@@ -52,7 +52,7 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
             if let Some(before) =
                 open.take_if(|open| open.origin_row != origin_row || open.group.tag != tag as u64)
             {
-                before.close(tx, seq)?;
+                before.close(tx, seq, clock)?;
             }
             seq = seq.next();
             let change = read_change(tx, &mut layouts, row)?;
@@ -65,7 +65,7 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
         }
     }
     if let Some(last) = open {
-        last.close(tx, seq)?;
+        last.close(tx, seq, clock)?;
     }
     tx.conn.prepare_cached("DELETE FROM sync_pending")?.execute([])?;
     Ok(seq.0 - base.seq.0)
@@ -105,9 +105,9 @@ impl Open {
         Ok(Self { origin_row, last_n: first_n, group })
     }
 
-    fn close(mut self, tx: &Tx<'_>, last: Seq) -> Result<(), Error> {
+    fn close(mut self, tx: &Tx<'_>, last: Seq, clock: u64) -> Result<(), Error> {
         self.group.last = last;
-        log::push_group(tx.conn, &self.group, self.origin_row)
+        log::push_group(tx.conn, &self.group, self.origin_row, clock)
     }
 }
 
@@ -224,10 +224,10 @@ mod tests {
     fn log(conn: &rusqlite::Connection) -> Vec<String> {
         [
             "SELECT * FROM sync_entry ORDER BY seq",
-            "SELECT * FROM sync_group ORDER BY first",
+            "SELECT first, last, origin, first_n, last_n, tag, base_term, base_seq, seen FROM sync_group ORDER BY first",
             "SELECT * FROM sync_origin",
             "SELECT * FROM sync_term",
-            "SELECT clock FROM sync_replica",
+            "SELECT max(r.clock, g.clock) FROM sync_replica r, sync_group g ORDER BY g.first DESC LIMIT 1",
         ]
         .into_iter()
         .flat_map(|sql| {

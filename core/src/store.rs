@@ -260,6 +260,11 @@ impl Store {
         self.follows_schema = true;
     }
 
+    /// Whether somebody has changed the schema that is to be followed.
+    pub(crate) fn has_other_schema(&self) -> Result<bool, Error> {
+        Ok(self.follows_schema && self.read_schema_version()? != self.schema_version)
+    }
+
     fn read_schema_version(&self) -> Result<i64, Error> {
         Ok(self.conn.prepare_cached("PRAGMA schema_version")?.query_row([], |row| row.get(0))?)
     }
@@ -310,7 +315,7 @@ impl Store {
     ) -> Result<T, Error> {
         // Looked at where it cannot change any more, and costs no transaction of its own.
         self.begin()?;
-        if self.follows_schema && self.read_schema_version()? != self.schema_version {
+        if self.has_other_schema()? {
             self.roll_back();
             self.install()?;
             self.in_transaction(announce::announce_suspects)?;
@@ -452,7 +457,8 @@ pub(crate) fn check_entrance<'t>(
 /// Reads the replica's own row and where its log stands, in one look; `None` before the database is in a library.
 pub(crate) fn replica(conn: &Connection) -> Result<Option<Replica>, Error> {
     conn.prepare_cached(
-        "SELECT r.library, r.device, r.founder, r.max_seen, r.lead, r.floor, r.clock,
+        "SELECT r.library, r.device, r.founder, r.max_seen, r.lead, r.floor,
+            max(r.clock, coalesce((SELECT clock FROM sync_group ORDER BY first DESC LIMIT 1), 0)),
             EXISTS (SELECT 1 FROM sync_pending), coalesce((SELECT max(seq) FROM sync_entry), 0),
             t.first, t.number, t.leader, t.counter, t.nonce
          FROM sync_replica r LEFT JOIN sync_term t ON t.first = (SELECT max(first) FROM sync_term)
@@ -501,7 +507,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Raises the hybrid logical clock.
+    /// Raises the hybrid logical clock, where no group is appended that would carry it.
     pub(crate) fn set_clock(&self, clock: u64) -> Result<(), Error> {
         self.conn
             .prepare_cached("UPDATE sync_replica SET clock = ?1 WHERE id = 1 AND clock < ?1")?

@@ -160,9 +160,8 @@ pub(crate) fn admit(tx: &mut Tx<'_>, devices: &[DeviceId]) -> Result<(), Error> 
             first: entry.seq,
             last: entry.seq,
         };
-        log::push_group(tx.conn, &group, minted.row)?;
+        log::push_group(tx.conn, &group, minted.row, stamp)?;
         *tx.minted = Some(Minted { next: OriginSeq(minted.next.0 + 1), ..minted });
-        tx.set_clock(stamp)?;
     }
     Ok(())
 }

@@ -124,7 +124,7 @@ const TABLES: &[&str] = &[
     )",
     "CREATE INDEX sync_pending_record ON sync_pending (model, record)",
     // The replica itself. Terms as text: number/leader/counter/nonce. founder: the library was created here.
-    // clock: the hybrid logical clock. withheld: changes that should_sync kept here.
+    // clock: the hybrid logical clock, where the newest group's is not higher. withheld: changes that should_sync kept here.
     "CREATE TABLE sync_replica (
         id INTEGER PRIMARY KEY CHECK (id = 1),
         library TEXT NOT NULL,
@@ -155,7 +155,8 @@ const TABLES: &[&str] = &[
         floor_n INTEGER NOT NULL DEFAULT 0
     )",
     // What the entries of one sealed group share. last: seq of its last entry. last_n: number of its last change; the
-    // highest of an origin is the vector that makes every change take effect once.
+    // highest of an origin is the vector that makes every change take effect once. clock: this device's when it was
+    // appended here.
     "CREATE TABLE sync_group (
         first INTEGER PRIMARY KEY,
         last INTEGER NOT NULL,
@@ -165,7 +166,8 @@ const TABLES: &[&str] = &[
         tag INTEGER NOT NULL,
         base_term TEXT NOT NULL,
         base_seq INTEGER NOT NULL,
-        seen TEXT NOT NULL
+        seen TEXT NOT NULL,
+        clock INTEGER NOT NULL
     )",
     "CREATE INDEX sync_group_origin ON sync_group (origin, last_n)",
     // The log. kind: 0 noop, 1 upsert, 2 delete, 3 term start, 4 member. record: 16 bytes for a UUID, else text. data:
