@@ -4,7 +4,8 @@
 //! committed, and if so seal. Commits of this process wake it; those of other processes are found by
 //! `PRAGMA data_version` within [`LOOK_EVERY`]. After a seal it rests for a while proportional to how long it held the
 //! database's one writer, so that a busy application keeps most of the time for itself; what has gathered meanwhile is
-//! sealed together.
+//! sealed together. An application that writes faster than that leaves a backlog in the outbox, which is sealed without
+//! rest as soon as it pauses.
 
 use std::{
     fs::File,
@@ -32,7 +33,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long the engine waits in this process's queue of writers before it relies on SQLite's own.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The engine rests for this many times as long as its seal held the writer.
-const REST: u32 = 4;
+const REST: u32 = 8;
 /// After a failed seal, how long until the next.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Steps that may wait for the engine; whoever asks for one more waits for a place.
@@ -263,9 +264,12 @@ impl Driver {
             }
             if dirty && self.seals && Instant::now() >= not_before {
                 let told = woken.swap(false, Ordering::AcqRel);
+                let commits = self.gate.commits();
                 (dirty, not_before) = match self.round(told) {
                     Ok((more, held)) => {
-                        (more, Instant::now() + if more { Duration::ZERO } else { held * REST })
+                        // A backlog that nobody adds to is sealed without a pause.
+                        let busy = self.gate.commits() != commits;
+                        (more, Instant::now() + if more && !busy { Duration::ZERO } else { held * REST })
                     }
                     Err(error) => {
                         tracing::warn!(%error, "a seal failed and will be tried again");

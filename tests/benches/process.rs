@@ -50,3 +50,40 @@ pub(crate) fn sleep_precisely() {
         let _ = fs::write(Path::new("/proc").join(thread).join("timerslack_ns"), "1");
     }
 }
+
+/// While it lives, this thread and those that it starts share one processor, and what passes between them waits for no
+/// other to wake up. Does nothing where the system cannot.
+pub(crate) struct OneProcessor {
+    #[cfg(target_os = "linux")]
+    before: Option<rustix::thread::CpuSet>,
+}
+
+impl OneProcessor {
+    #[cfg(target_os = "linux")]
+    pub(crate) fn share() -> Self {
+        use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+        let before = sched_getaffinity(None).ok();
+        let last = before.and_then(|set| (0..CpuSet::MAX_CPU).rev().find(|&cpu| set.is_set(cpu)));
+        if let Some(last) = last {
+            let mut one = CpuSet::new();
+            one.set(last);
+            // Where it is not allowed, the figures are what they are with all processors.
+            let _ = sched_setaffinity(None, &one);
+        }
+        Self { before }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn share() -> Self {
+        Self {}
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for OneProcessor {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            let _ = rustix::thread::sched_setaffinity(None, before);
+        }
+    }
+}
