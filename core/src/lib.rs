@@ -104,6 +104,7 @@ mod migrate;
 pub mod model;
 mod node;
 pub mod notice;
+pub mod resolve;
 mod seal;
 mod sequence;
 mod sql;

@@ -6,6 +6,11 @@
 //! The engine works with descriptors only; it never sees a Rust model but through the three function
 //! pointers below.
 
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, EntityName, EntityTrait, IdenStatic, Iterable, ModelTrait,
     PrimaryKeyToColumn, PrimaryKeyTrait, RelationTrait, TryIntoModel,
@@ -197,6 +202,10 @@ pub struct Reference {
 /// the row holds what the Rust model cannot.
 pub type AskShouldSync = fn(&ModelDescriptor, &[Value]) -> Result<bool, String>;
 
+/// Asks [`Syncable::merge`] of rows in the order of [`ModelDescriptor::fields`]: base, local, remote. The error is a
+/// sentence: a row holds what the Rust model cannot, or the function panicked.
+pub type AskMerge = fn(&ModelDescriptor, Option<&[Value]>, &[Value], &[Value]) -> Result<Vec<Value>, String>;
+
 /// Everything the engine knows of a model, without its Rust type.
 #[derive(Clone, Debug)]
 pub struct ModelDescriptor {
@@ -216,6 +225,8 @@ pub struct ModelDescriptor {
     pub options: SyncOptions,
     /// Asks [`Syncable::should_sync`] of a row given in the order of `fields`.
     pub should_sync: Option<AskShouldSync>,
+    /// Asks [`Syncable::merge`], under [`Policy::Custom`].
+    pub merge: Option<AskMerge>,
 }
 
 /// A model that cannot be synced as it is declared. Found when a library is opened, before anything changes.
@@ -341,8 +352,10 @@ impl ModelDescriptor {
         let local = names.iter().filter(|n| is_local(n)).map(|n| (*n).to_owned()).collect();
         let should_sync: Option<AskShouldSync> =
             if options.asks_should_sync { Some(ask_should_sync::<M>) } else { None };
+        let merge: Option<AskMerge> =
+            if options.policy == Policy::Custom { Some(ask_merge::<M>) } else { None };
         let table = <M::Entity as Default>::default().table_name().to_owned();
-        Ok(Self { id: M::SYNC_ID, table, fields, key, local, references, options, should_sync })
+        Ok(Self { id: M::SYNC_ID, table, fields, key, local, references, options, should_sync, merge })
     }
 
     /// The names of the synced columns, in order.
@@ -383,6 +396,33 @@ where
     <M::Entity as EntityTrait>::ActiveModel: TryIntoModel<M>,
 {
     build_model::<M>(descriptor, row).map(|model| model.should_sync())
+}
+
+fn ask_merge<M>(
+    descriptor: &ModelDescriptor,
+    base: Option<&[Value]>,
+    local: &[Value],
+    remote: &[Value],
+) -> Result<Vec<Value>, String>
+where
+    M: Syncable,
+    <M::Entity as EntityTrait>::ActiveModel: TryIntoModel<M>,
+{
+    let build = |row: &[Value]| build_model::<M>(descriptor, row);
+    let (base, local, remote) = (base.map(build).transpose()?, build(local)?, build(remote)?);
+    // The models are moved in and are gone with a panic: nothing is left half changed.
+    let merged = catch_unwind(AssertUnwindSafe(|| M::merge(base, local, remote))).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        format!("it panicked: {}", text.unwrap_or("with no text"))
+    })?;
+    let columns = <M::Entity as EntityTrait>::Column::iter();
+    let by_name: HashMap<&str, _> = columns.map(|column| (column.as_str(), column)).collect();
+    let value = |field: &Field| {
+        let column = by_name.get(field.name.as_str()).ok_or_else(|| format!("no column `{}`", field.name))?;
+        Ok(value::from_sea(&merged.get(*column)))
+    };
+    descriptor.fields.iter().map(value).collect()
 }
 
 /// Builds the Rust model of a row given in the order of the descriptor's fields; local columns are absent,

@@ -20,6 +20,7 @@ mod memory;
 mod process;
 mod raw;
 mod report;
+mod resolver;
 mod rounds;
 mod writer;
 
@@ -83,6 +84,7 @@ const GROUPS: &[Group] = &[
     Group { names: backlog::NAMES, run: |options| Box::pin(backlog::run(options)) },
     Group { names: writer::NAMES, run: |options| Box::pin(writer::run(options)) },
     Group { names: latency::NAMES, run: |options| Box::pin(latency::run(options)) },
+    Group { names: resolver::NAMES, run: |options| Box::pin(resolver::run(options)) },
     Group { names: memory::NAMES, run: |options| Box::pin(memory::run(options)) },
     Group { names: build::NAMES, run: |options| Box::pin(build::run(options)) },
 ];

@@ -31,6 +31,7 @@ pub(crate) enum Bar {
     RatioAtMost(f64),
     RatioAtLeast(f64),
     ValueAtMost(f64),
+    ValueAtLeast(f64),
     /// At least this, scaled with the speed of this machine: bar and factor.
     InProportion(f64, f64),
     /// Shown for the others' sake.
@@ -49,6 +50,7 @@ impl Row {
             Bar::RatioAtMost(most) => (format!("ratio ≤ {most}"), Some(of_ratio <= most)),
             Bar::RatioAtLeast(least) => (format!("ratio ≥ {least}"), Some(of_ratio >= least)),
             Bar::ValueAtMost(most) => (format!("≤ {}", number(most)), Some(value <= most)),
+            Bar::ValueAtLeast(least) => (format!("≥ {}", number(least)), Some(value >= least)),
             Bar::InProportion(least, factor) => {
                 let here = least * factor;
                 (format!("≥ {} ({} in proportion)", number(here), number(least)), Some(value >= here))
