@@ -82,7 +82,7 @@ fn replaced(batch: &Batch) -> Vec<bool> {
     let mut replaced = vec![false; batch.entries.len()];
     for (i, entry) in batch.entries.iter().enumerate() {
         if let Body::Change(change) = &entry.body
-            && change.kind != EntryKind::Noop
+            && change.effect() != EntryKind::Noop
             && let Some(earlier) = last.insert((change.shape.model.as_str(), change.record.as_str()), i)
         {
             let earlier: usize = earlier;
@@ -170,7 +170,7 @@ pub(crate) fn apply(
     if let Some(touched) = touched {
         each_part(tx, parts, arrived, |_, part| {
             touched.extend(part.batch.entries.iter().filter_map(|entry| match &entry.body {
-                Body::Change(c) => Some((Arc::clone(&c.shape), c.record.clone(), c.kind)),
+                Body::Change(c) => Some((Arc::clone(&c.shape), c.record.clone(), c.effect())),
                 _ => None,
             }));
             Ok(())
@@ -251,11 +251,11 @@ fn append(
     each_part(tx, parts, arrived, |tx, part| {
         for (entry, row) in part.batch.entries.iter().zip(&part.rows) {
             match (&entry.body, row) {
-                (Body::Change(change), _) if change.existed && !appender.has_earlier(change)? => {
-                    let change = Change { before: row_in_table(tx, change)?, ..change.clone() };
-                    appender.push(&Entry { body: Body::Change(change), ..entry.clone() })?;
+                (Body::Change(change), Some(row)) => {
+                    let is_first = change.existed && !appender.has_earlier(change)?;
+                    let image = if is_first { row_in_table(tx, change)? } else { None };
+                    appender.push_change(entry, change, row, image.as_deref())?;
                 }
-                (Body::Change(change), Some(row)) => appender.push_change(entry, change, row)?,
                 _ => appender.push(entry)?,
             }
             clock = clock.max(entry.body.stamp());
@@ -373,7 +373,7 @@ fn write_part(tx: &Tx<'_>, part: &Arrived, mut write: Write<'_>, has_pending: bo
     let mut writers: HashMap<*const Shape, Option<Writer<'_>>> = HashMap::new();
     for (entry, replaced) in part.batch.entries.iter().zip(&part.replaced) {
         let Body::Change(change) = &entry.body else { continue };
-        if change.kind == EntryKind::Noop || *replaced {
+        if change.effect() == EntryKind::Noop || *replaced {
             continue;
         }
         let pointer = Arc::as_ptr(&change.shape);
@@ -419,7 +419,7 @@ fn overlaid(tx: &Tx<'_>, change: &Change) -> Result<Option<Change>, Error> {
     let mut image = None;
     let mut layouts = Layouts::new(tx.models);
     while let Some(row) = rows.next()? {
-        let image = image.get_or_insert_with(|| change.clone());
+        let image = image.get_or_insert_with(|| image_of(change));
         let (kind, fields, layout, data): (i64, Option<String>, i64, String) =
             (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
         image.kind = EntryKind::from_i64(kind).unwrap_or(image.kind);
@@ -434,6 +434,12 @@ fn overlaid(tx: &Tx<'_>, change: &Change) -> Result<Option<Change>, Error> {
         }
     }
     Ok(image)
+}
+
+/// What the entry leaves of the record, as a change that came to just that.
+fn image_of(change: &Change) -> Change {
+    let (kind, row) = (change.effect(), change.row_after().to_vec());
+    Change { kind, row, outcome: None, ..change.clone() }
 }
 
 /// Writes rows of one shape into its table.
@@ -471,21 +477,23 @@ impl<'c> Writer<'c> {
     }
 
     fn write(&mut self, change: &Change) -> Result<(), Error> {
-        if change.kind == EntryKind::Delete {
+        if change.effect() == EntryKind::Delete {
             self.delete.execute(params_from_iter(self.key.iter().map(|&i| Bound(&change.row[i]))))?;
             return Ok(());
         }
         // A record that is here all the same meets a constraint, and the batch is written the other way.
-        let statement = if change.existed { &mut self.upsert } else { &mut self.insert };
+        let is_new = !change.existed && change.outcome.is_none();
+        let statement = if is_new { &mut self.insert } else { &mut self.upsert };
+        let row = change.row_after();
         match &self.map {
             None => {
-                for (i, value) in change.row.iter().enumerate() {
+                for (i, value) in row.iter().enumerate() {
                     statement.raw_bind_parameter(i + 1, Bound(value))?;
                 }
             }
             Some(map) => {
                 for (i, from) in map.iter().enumerate() {
-                    let value = bind(from.map_or(&self.model.fills[i], |from| &change.row[from]));
+                    let value = bind(from.map_or(&self.model.fills[i], |from| &row[from]));
                     statement.raw_bind_parameter(i + 1, rusqlite::types::ToSqlOutput::Borrowed(value))?;
                 }
             }

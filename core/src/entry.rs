@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::{
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
+    resolve::{Dropped, Effect},
     value::Value,
 };
 
@@ -76,6 +77,67 @@ pub(crate) struct Change {
     pub(crate) mark: Option<String>,
     /// Who did it, where the application said so.
     pub(crate) actor: Option<String>,
+    /// What became of it, where that is not what its author made of the record.
+    pub(crate) outcome: Option<Box<Outcome>>,
+}
+
+impl Change {
+    /// What its entry does to the record: Noop, Upsert or Delete.
+    pub(crate) fn effect(&self) -> EntryKind {
+        match self.outcome.as_ref().map(|outcome| &outcome.effect) {
+            None => self.kind,
+            Some(Effect::None) => EntryKind::Noop,
+            Some(Effect::Gone) => EntryKind::Delete,
+            Some(Effect::Row { .. }) => EntryKind::Upsert,
+        }
+    }
+
+    /// The record's row after an upsert; otherwise a row of which only the key counts.
+    pub(crate) fn row_after(&self) -> &[Value] {
+        match self.outcome.as_ref().map(|outcome| &outcome.effect) {
+            Some(Effect::Row { row, .. }) => row,
+            _ => &self.row,
+        }
+    }
+
+    /// Indices of the fields that its entry wrote; `None` for all.
+    pub(crate) fn written(&self) -> Option<&[u16]> {
+        match self.outcome.as_ref().map(|outcome| &outcome.effect) {
+            Some(Effect::Row { fields, .. }) => fields.as_deref(),
+            _ => self.fields.as_deref(),
+        }
+    }
+
+    /// The values before it of the fields that it changed, where they are known.
+    pub(crate) fn old_values(&self) -> Option<impl Iterator<Item = &Value>> {
+        let (fields, before) = (self.fields.as_ref()?, self.before.as_ref()?);
+        Some(fields.iter().filter_map(|&f| before.get(usize::from(f))))
+    }
+
+    /// Puts the row before it together again, of its own row and the values that it changed. Whether they fit.
+    pub(crate) fn set_old_values(&mut self, old: impl IntoIterator<Item = Value>) -> bool {
+        let Some(fields) = &self.fields else { return false };
+        let mut before = self.row.clone();
+        let mut count = 0;
+        for (&field, value) in fields.iter().zip(old) {
+            before[usize::from(field)] = value;
+            count += 1;
+        }
+        let whole = count == fields.len();
+        self.before = whole.then_some(before);
+        whole
+    }
+}
+
+/// What became of a change that met others, or was refused.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Outcome {
+    /// What its entry does to the record.
+    pub(crate) effect: Effect,
+    /// What did not stand.
+    pub(crate) dropped: Vec<Dropped>,
+    /// Why it was refused, if it was.
+    pub(crate) refused: Option<String>,
 }
 
 /// What the changes of one seal share.
@@ -132,7 +194,7 @@ impl Body {
         match self {
             Self::TermStart { .. } => EntryKind::TermStart,
             Self::Member { .. } => EntryKind::Member,
-            Self::Change(change) => change.kind,
+            Self::Change(change) => change.effect(),
         }
     }
 

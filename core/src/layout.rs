@@ -48,8 +48,9 @@ pub(crate) struct LogRow {
 
 impl LogRow {
     pub(crate) fn of(change: &Change) -> Self {
-        let mut text = String::with_capacity(24 * change.row.len());
-        change.shape.write_row(change.kind, &change.row, &mut text);
+        let row = change.row_after();
+        let mut text = String::with_capacity(24 * row.len());
+        change.shape.write_row(change.effect(), row, &mut text);
         Self { text, uuid: canonical_uuid(&change.record) }
     }
 
@@ -178,19 +179,19 @@ fn load(conn: &Connection, layout: i64) -> Result<Shape, Error> {
 }
 
 impl Shape {
-    /// Appends the text of a row; of its key only, for a deletion.
+    /// Appends the text of a row; of its key only, where it is not one that stands after an upsert.
     pub(crate) fn write_row(&self, kind: EntryKind, row: &[Value], out: &mut String) {
-        if kind == EntryKind::Delete {
-            value::write_array(self.key.iter().map(|&i| (&row[i], self.uuids[i])), out);
-        } else {
+        if kind == EntryKind::Upsert {
             value::write_array(row.iter().zip(self.uuids.iter().copied()), out);
+        } else {
+            value::write_array(self.key.iter().map(|&i| (&row[i], self.uuids[i])), out);
         }
     }
 
-    /// Reads [`Shape::write_row`] back; of a deletion the fields beside the key are NULL.
+    /// Reads [`Shape::write_row`] back; where that wrote the key only, the other fields are NULL.
     pub(crate) fn read_row(&self, kind: EntryKind, text: &str) -> Result<Vec<Value>, Error> {
         let damaged = |e: String| Error::Damaged(format!("a row of model `{}`: {e}", self.model));
-        if kind != EntryKind::Delete {
+        if kind == EntryKind::Upsert {
             return value::read_array(text, &self.uuids).map_err(damaged);
         }
         let marked: Vec<bool> = self.key.iter().map(|&i| self.uuids[i]).collect();

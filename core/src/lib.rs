@@ -104,6 +104,7 @@ mod migrate;
 pub mod model;
 mod node;
 pub mod notice;
+mod outcome;
 pub mod resolve;
 mod seal;
 mod sequence;

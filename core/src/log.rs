@@ -14,6 +14,7 @@ use crate::{
     error::Error,
     id::{DeviceId, Incarnation, Origin, OriginSeq, Position, Seq, Term},
     layout::{Layouts, LogRow, Numbered, Numbers, RecordId, read_record},
+    outcome,
     store::{Model, Tx},
     value::{self, Value},
 };
@@ -49,8 +50,8 @@ impl<'c> Appender<'c> {
             numbers: tx.numbers,
             insert: conn.prepare_cached(
                 "INSERT INTO sync_entry
-                 (seq, kind, n, stamp, at, model, record, existed, layout, data, fields, before, mark, actor)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+                 (seq, kind, n, stamp, at, model, record, existed, layout, data, fields, before, mark, actor, change)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
             )?,
             insert_plain: conn.prepare_cached(
                 "INSERT INTO sync_entry (seq, kind, n, stamp, at, model, record, existed, layout, data)
@@ -80,7 +81,9 @@ impl<'c> Appender<'c> {
                     .execute(params![device.to_string(), entry.seq.0])?;
                 Ok(())
             }
-            Body::Change(change) => self.push_change(entry, change, &LogRow::of(change)),
+            Body::Change(change) => {
+                self.push_change(entry, change, &LogRow::of(change), change.before.as_deref())
+            }
         }
     }
 
@@ -105,15 +108,23 @@ impl<'c> Appender<'c> {
         Ok(())
     }
 
-    /// Appends a change whose row is worked out.
-    pub(crate) fn push_change(&mut self, entry: &Entry, change: &Change, row: &LogRow) -> Result<(), Error> {
+    /// Appends a change whose row is worked out. `image` is the record's row here before it, if that is known; it is kept
+    /// where no earlier entry of the record says it.
+    pub(crate) fn push_change(
+        &mut self,
+        entry: &Entry,
+        change: &Change,
+        row: &LogRow,
+        image: Option<&[Value]>,
+    ) -> Result<(), Error> {
         let Numbered { model, layout } = self.numbers(&change.shape)?;
-        let (seq, kind, n) = (entry.seq.0, change.kind as i64, entry.n.map(|n| n.0));
+        let (seq, kind, n) = (entry.seq.0, change.effect() as i64, entry.n.map(|n| n.0));
         let record = row.record(change);
         let plain = change.fields.is_none()
-            && change.before.is_none()
+            && image.is_none()
             && change.mark.is_none()
-            && change.actor.is_none();
+            && change.actor.is_none()
+            && change.outcome.is_none();
         if plain {
             self.insert_plain.execute(params![
                 seq,
@@ -129,7 +140,7 @@ impl<'c> Appender<'c> {
             ])?;
             return Ok(());
         }
-        let before = match &change.before {
+        let before = match image {
             Some(row) if change.existed && !self.has_earlier(change)? => {
                 let mut text = String::new();
                 change.shape.write_row(EntryKind::Upsert, row, &mut text);
@@ -138,8 +149,7 @@ impl<'c> Appender<'c> {
             _ => None,
         };
         let fields = change
-            .fields
-            .as_ref()
+            .written()
             .map(|fields| json_names(fields.iter().filter_map(|f| change.shape.fields.get(usize::from(*f)))));
         self.insert.execute(params![
             seq,
@@ -155,7 +165,8 @@ impl<'c> Appender<'c> {
             fields,
             before,
             change.mark,
-            change.actor
+            change.actor,
+            outcome::to_json(change)
         ])?;
         Ok(())
     }
@@ -275,7 +286,7 @@ impl<'m> LogReader<'m> {
         let mut size = 0;
         let mut whole = 0;
         let mut statement = conn.prepare_cached(
-            "SELECT seq, kind, n, stamp, at, layout, record, existed, fields, data, mark, actor
+            "SELECT seq, kind, n, stamp, at, layout, record, existed, fields, data, mark, actor, change
              FROM sync_entry WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
         )?;
         let mut rows = statement.query([after.0, until.0])?;
@@ -345,7 +356,7 @@ impl<'m> LogReader<'m> {
                     ValueRef::Text(text) => Some(changed_fields(&shape, text)?),
                     _ => None,
                 };
-                Body::Change(Change {
+                let change = Change {
                     record: read_record(row.get_ref(6)?)?,
                     kind,
                     existed: row.get(7)?,
@@ -356,7 +367,12 @@ impl<'m> LogReader<'m> {
                     at,
                     mark: row.get(10)?,
                     actor: row.get(11)?,
+                    outcome: None,
                     shape,
+                };
+                Body::Change(match row.get_ref(12)? {
+                    ValueRef::Text(text) => outcome::from_json(&String::from_utf8_lossy(text), change)?,
+                    _ => change,
                 })
             }
         };
@@ -385,7 +401,12 @@ pub(crate) fn entry_size(entry: &Entry) -> usize {
     let note = |text: &Option<String>| text.as_ref().map_or(0, |text| text.len() + 12);
     let fields = change.fields.as_ref().map_or(0, |fields| 3 * (fields.len() + 1));
     let row: usize = change.row.iter().map(|value| value.size() + 4).sum();
-    FIXED + row + fields + note(&change.mark) + note(&change.actor)
+    let outcome = change.outcome.as_ref().map_or(0, |outcome| {
+        let after: usize = change.row_after().iter().map(|value| value.size() + 8).sum();
+        let old: usize = change.old_values().into_iter().flatten().map(|value| value.size() + 8).sum();
+        32 + after + old + 8 * outcome.dropped.len() + outcome.refused.as_ref().map_or(0, String::len)
+    });
+    FIXED + row + fields + note(&change.mark) + note(&change.actor) + outcome
 }
 
 /// The same of what the entries of a group share.

@@ -362,6 +362,7 @@ impl<'c> Sink<'c> {
             at,
             mark,
             actor,
+            outcome: None,
         };
         if let Err(reason) = self.admit(tx, captured, &mut change) {
             return match reason {

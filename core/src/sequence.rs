@@ -138,6 +138,7 @@ fn read_change(tx: &Tx<'_>, layouts: &mut Layouts<'_>, row: &Row<'_>) -> Result<
         at: row.get("at")?,
         mark: row.get("mark")?,
         actor: row.get("actor")?,
+        outcome: None,
     })
 }
 

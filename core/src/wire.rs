@@ -14,6 +14,7 @@ use crate::{
 };
 
 mod columns;
+mod outcomes;
 
 /// Messages longer than this are packed, in bytes.
 pub(crate) const PACK_ABOVE: usize = 1024;

@@ -171,9 +171,10 @@ const TABLES: &[&str] = &[
     )",
     "CREATE INDEX sync_group_origin ON sync_group (origin, last_n)",
     // The log. kind: 0 noop, 1 upsert, 2 delete, 3 term start, 4 member. record: 16 bytes for a UUID, else text. data:
-    // the row as it is after the entry (of a deletion, the key), a JSON array in the order of its layout; the view
+    // the row as it is after the entry (of a deletion or a noop, the key), a JSON array in the order of its layout; the view
     // sync_log names the fields. fields: the changed columns, NULL for all. before: the row before it, where no earlier entry has it.
-    // change: the change as its author sealed it, where it differs from what data and fields say.
+    // change: what its author made of the record, where the entry came to something else: an object with kind, fields,
+    // row, old values, what was dropped, why it was refused.
     "CREATE TABLE sync_entry (
         seq INTEGER PRIMARY KEY,
         kind INTEGER NOT NULL,
@@ -244,7 +245,7 @@ const TABLES: &[&str] = &[
                 name.value,
                 CASE WHEN cell.type IN ('object', 'array') THEN json(cell.value) ELSE cell.value END)
             FROM sync_layout l, json_each(e.data) cell, json_each(l.fields) name
-            WHERE l.id = e.layout AND name.key = CASE e.kind WHEN 2 THEN l.key ->> cell.key ELSE cell.key END
+            WHERE l.id = e.layout AND name.key = CASE e.kind WHEN 1 THEN cell.key ELSE l.key ->> cell.key END
         ) END AS data,
         e.actor
     FROM sync_entry e",

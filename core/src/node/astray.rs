@@ -162,6 +162,7 @@ fn batch(text: &str) -> Batch {
         at: 8,
         mark: None,
         actor: None,
+        outcome: None,
     };
     let group = Group {
         origin: Origin(uuid::Uuid::from_u128(4)),

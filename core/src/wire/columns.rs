@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::Unreadable;
+use super::{Unreadable, outcomes, outcomes::OutcomeHead};
 use crate::{
     entry::{Batch, Body, Change, Entry, EntryKind, Group, Shape},
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
@@ -45,6 +45,12 @@ pub(crate) struct Columns {
     notes: Vec<(u32, Option<String>, Option<String>)>,
     /// For each shape, its rows column by column.
     rows: Vec<Vec<Column>>,
+    /// Changes that carry what their changed fields held before.
+    with_old: Vec<u32>,
+    /// Changes that came to something else than their author made of the record.
+    outcomes: Vec<OutcomeHead>,
+    /// Values of `with_old`, then of `outcomes`, in order.
+    spare: Column,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,7 +76,7 @@ struct ShapeHead {
 
 /// The values of one field: a class for each row, and the classes' contents one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Column {
+pub(super) struct Column {
     classes: Bytes,
     integers: Vec<i64>,
     reals: Vec<u64>,
@@ -111,7 +117,7 @@ const TEXT: u8 = 3;
 const BLOB: u8 = 4;
 
 impl Column {
-    fn push(&mut self, value: &Value) {
+    pub(super) fn push(&mut self, value: &Value) {
         match value {
             Value::Null => self.classes.0.push(NULL),
             Value::Integer(i) => {
@@ -145,7 +151,7 @@ impl Column {
     }
 }
 
-struct Reader<'c> {
+pub(super) struct Reader<'c> {
     classes: std::slice::Iter<'c, u8>,
     integers: std::slice::Iter<'c, i64>,
     reals: std::slice::Iter<'c, u64>,
@@ -154,7 +160,7 @@ struct Reader<'c> {
 }
 
 impl Reader<'_> {
-    fn next(&mut self) -> Option<Value> {
+    pub(super) fn next(&mut self) -> Option<Value> {
         Some(match *self.classes.next()? {
             NULL => Value::Null,
             INTEGER => Value::Integer(*self.integers.next()?),
@@ -200,6 +206,9 @@ impl Columns {
             members: Vec::new(),
             notes: Vec::new(),
             rows: Vec::new(),
+            with_old: Vec::new(),
+            outcomes: Vec::new(),
+            spare: Column::default(),
         };
         let mut shapes: HashMap<*const Shape, u16> = HashMap::new();
         let mut sets: HashMap<&[u16], u32> = HashMap::new();
@@ -210,7 +219,7 @@ impl Columns {
                 _ => columns.terms.push((1, entry.term)),
             }
             columns.push_numbered(entry.n.is_some());
-            columns.kinds.0.push(entry.body.kind() as u8);
+            columns.kinds.0.push(kind_sent(&entry.body) as u8);
             columns.stamps.push(entry.body.stamp().wrapping_sub(stamp) as i64);
             columns.ats.push(entry.body.at().wrapping_sub(at));
             (stamp, at) = (entry.body.stamp(), entry.body.at());
@@ -229,8 +238,15 @@ impl Columns {
                             u32::try_from(columns.field_sets.len()).unwrap_or(u32::MAX)
                         })
                     });
+                    let index = u32::try_from(columns.shape_of.len()).unwrap_or(u32::MAX);
+                    if change.outcome.is_some() && change.old_values().is_some() {
+                        columns.with_old.push(index);
+                        change.old_values().into_iter().flatten().for_each(|value| columns.spare.push(value));
+                    }
+                    if let Some(outcome) = &change.outcome {
+                        columns.outcomes.push(OutcomeHead::of(index, change, outcome));
+                    }
                     if change.mark.is_some() || change.actor.is_some() {
-                        let index = u32::try_from(columns.shape_of.len()).unwrap_or(u32::MAX);
                         columns.notes.push((index, change.mark.clone(), change.actor.clone()));
                     }
                     columns.shape_of.push(shape);
@@ -242,6 +258,7 @@ impl Columns {
                 }
             }
         }
+        outcomes::push_differing(batch, &columns.outcomes, &mut columns.spare);
         columns
     }
 
@@ -332,7 +349,8 @@ impl Columns {
                     stamp,
                     at,
                 },
-                kind => {
+                EntryKind::Noop => return Err(bad("a change does nothing")),
+                kind @ (EntryKind::Upsert | EntryKind::Delete) => {
                     let shape_index =
                         usize::from(*self.shape_of.get(change).ok_or_else(|| bad("a change has no shape"))?);
                     let shape =
@@ -375,12 +393,16 @@ impl Columns {
                         at,
                         mark,
                         actor,
+                        outcome: None,
                     })
                 }
             };
             entries.push(Entry { seq, term, n, body });
         }
-        let left_over = terms.next().is_some()
+        let mut spare = self.spare.reader();
+        outcomes::take(&mut entries, &self.with_old, self.outcomes, &mut spare).map_err(bad)?;
+        let left_over = !spare.is_empty()
+            || terms.next().is_some()
             || numbered.next().is_some()
             || members.next().is_some()
             || notes.next().is_some()
@@ -390,6 +412,14 @@ impl Columns {
             return Err(bad("values are left over"));
         }
         Ok(Batch { after: self.after, entries, groups })
+    }
+}
+
+/// A change travels as its author made it, with its outcome beside it.
+fn kind_sent(body: &Body) -> EntryKind {
+    match body {
+        Body::Change(change) => change.kind,
+        other => other.kind(),
     }
 }
 
@@ -459,8 +489,10 @@ impl GroupHead {
 mod tests {
     use super::*;
     use crate::{
+        entry::Outcome,
         id::Incarnation,
         log::{entry_size, group_size},
+        resolve::{Dropped, Effect, Loser},
         wire::{Message, UNPACKED_MAX},
     };
 
@@ -479,6 +511,14 @@ mod tests {
             first: Seq(first),
             last: Seq(last),
         }
+    }
+
+    /// The change with an outcome, and with what its changed fields held before.
+    fn came_to(body: Body, outcome: Outcome) -> Body {
+        let Body::Change(mut change) = body else { return body };
+        let count = change.fields.as_ref().map_or(0, Vec::len);
+        change.set_old_values(vec![Value::Null; count]);
+        Body::Change(Change { outcome: Some(Box::new(outcome)), ..change })
     }
 
     fn sample() -> Batch {
@@ -512,6 +552,7 @@ mod tests {
                 at: 1_700_000_000_000 - stamp as i64,
                 mark: mark.map(String::from),
                 actor: mark.map(|m| format!("by {m}")),
+                outcome: None,
             })
         };
         let text = |t: &str| Value::Text(t.into());
@@ -526,13 +567,30 @@ mod tests {
         };
         let mut gone = vec![Value::Null; 5];
         gone[0] = Value::Blob(vec![1; 16]);
+        let refused = Outcome { effect: Effect::None, dropped: vec![], refused: Some("no owner".into()) };
+        let dropped = |field, loser, open| Dropped { field, loser, open };
+        let lost = Outcome {
+            effect: Effect::None,
+            dropped: vec![dropped(Some(1), Loser::Remote, true), dropped(Some(2), Loser::Both, false)],
+            refused: None,
+        };
+        let mut stands = row(3);
+        stands[4] = text("the log's");
+        let merged = Outcome {
+            effect: Effect::Row { row: stands, fields: Some(vec![1]) },
+            dropped: vec![dropped(None, Loser::Local, false)],
+            refused: None,
+        };
         let bodies = [
             (None, Body::TermStart { stamp: 50, at: -7 }),
             (Some(1), Body::Member { device: DeviceId([7; 32]), stamp: 60, at: 0 }),
             (Some(2), change(&wide, EntryKind::Upsert, None, row(1), 70, None)),
             (Some(3), change(&tag, EntryKind::Upsert, None, vec![text("a"), text("b")], 71, Some("m"))),
             (Some(4), change(&wide, EntryKind::Upsert, Some(vec![1, 3]), row(1), NUMBER_MAX, None)),
-            (Some(5), change(&wide, EntryKind::Delete, Some(vec![]), gone, 3, Some("n"))),
+            (Some(5), change(&wide, EntryKind::Delete, Some(vec![]), gone.clone(), 3, Some("n"))),
+            (Some(6), came_to(change(&wide, EntryKind::Delete, None, gone, 4, None), refused)),
+            (Some(7), came_to(change(&wide, EntryKind::Upsert, Some(vec![1, 2]), row(2), 5, None), lost)),
+            (Some(8), came_to(change(&wide, EntryKind::Upsert, Some(vec![1, 3]), row(3), 6, None), merged)),
         ];
         let entries = bodies
             .into_iter()
@@ -545,7 +603,7 @@ mod tests {
             })
             .collect();
         let after = Position { term: term(4), seq: Seq(10) };
-        Batch { after, entries, groups: vec![group(12, 12, 1), group(13, 16, 2)] }
+        Batch { after, entries, groups: vec![group(12, 12, 1), group(13, 19, 2)] }
     }
 
     #[test]
@@ -592,6 +650,7 @@ mod tests {
                     at: if i % 2 == 0 { i64::MAX } else { 0 },
                     mark: much.then(|| "m".into()),
                     actor: much.then(|| "a".into()),
+                    outcome: None,
                 };
                 let (seq, n) = (Seq(u64::from(i) + 1), Some(OriginSeq(1)));
                 batch.entries.push(Entry { seq, term: term(NUMBER_MAX), n, body: Body::Change(change) });

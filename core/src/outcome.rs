@@ -1,0 +1,261 @@
+//! How the log keeps a change that did not come to what its author made of the record: the row's `data` is what stands,
+//! and beside it, in `change`, an object that a person can read holds what its author wrote, what that replaced, and
+//! what of it did not stand.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::{
+    entry::{Change, EntryKind, Outcome, Shape},
+    error::Error,
+    resolve::{Dropped, Effect, Loser},
+    value,
+};
+
+/// The object in `sync_entry.change`.
+#[derive(Serialize, Deserialize)]
+struct Authored {
+    kind: Kind,
+    /// Names of the fields that its author changed; absent for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fields: Option<Vec<String>>,
+    /// Its author's whole row, in the order of the layout.
+    row: Box<RawValue>,
+    /// What the changed fields held before, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    old: Option<Box<RawValue>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    dropped: Vec<Lost>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Upsert,
+    Delete,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Lost {
+    /// Absent where it is about the record being there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+    loser: Side,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    open: bool,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Side {
+    Local,
+    Remote,
+    Both,
+}
+
+/// The text of `change`; `None` where the change came to what its author made of the record.
+pub(crate) fn to_json(change: &Change) -> Option<String> {
+    let outcome = change.outcome.as_ref()?;
+    let shape = &change.shape;
+    let name = |f: &u16| shape.fields.get(usize::from(*f)).cloned();
+    let mut row = String::new();
+    shape.write_row(change.kind, &change.row, &mut row);
+    let old = change.old_values().map(|old| {
+        let mut text = String::new();
+        let fields = change.fields.iter().flatten();
+        let is_uuid = |f: &u16| shape.uuids.get(usize::from(*f)).copied().unwrap_or(false);
+        value::write_array(old.zip(fields.map(is_uuid)), &mut text);
+        text
+    });
+    let authored = Authored {
+        kind: if change.kind == EntryKind::Delete { Kind::Delete } else { Kind::Upsert },
+        fields: change.fields.as_ref().map(|fields| fields.iter().filter_map(name).collect()),
+        row: RawValue::from_string(row).ok()?,
+        old: old.and_then(|old| RawValue::from_string(old).ok()),
+        dropped: outcome
+            .dropped
+            .iter()
+            .map(|d| Lost { field: d.field.as_ref().and_then(name), loser: d.loser.into(), open: d.open })
+            .collect(),
+        refused: outcome.refused.clone(),
+    };
+    serde_json::to_string(&authored).ok()
+}
+
+/// Makes of a change as the rest of its row tells it, which is what its entry did, the one that its author sealed.
+pub(crate) fn from_json(text: &str, mut change: Change) -> Result<Change, Error> {
+    let damaged = |what: String| Error::Damaged(format!("what an author wrote: {what}"));
+    let authored: Authored = serde_json::from_str(text).map_err(|e| damaged(e.to_string()))?;
+    let shape = change.shape.clone();
+    let index = |name: &String| {
+        let found = shape.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());
+        found.ok_or_else(|| damaged(format!("its row has no field `{name}`")))
+    };
+    let effect = match change.kind {
+        EntryKind::Upsert => {
+            Effect::Row { row: std::mem::take(&mut change.row), fields: change.fields.take() }
+        }
+        EntryKind::Delete => Effect::Gone,
+        _ => Effect::None,
+    };
+    change.kind = match authored.kind {
+        Kind::Upsert => EntryKind::Upsert,
+        Kind::Delete => EntryKind::Delete,
+    };
+    change.row = shape.read_row(change.kind, authored.row.get())?;
+    change.fields =
+        authored.fields.map(|names| names.iter().map(index).collect::<Result<Vec<_>, _>>()).transpose()?;
+    if let (Some(old), Some(fields)) = (&authored.old, &change.fields) {
+        let uuids: Vec<bool> =
+            fields.iter().map(|&f| shape.uuids.get(usize::from(f)).copied().unwrap_or(false)).collect();
+        let old = value::read_array(old.get(), &uuids).map_err(damaged)?;
+        if !change.set_old_values(old) {
+            return Err(damaged("there are fewer old values than changed fields".into()));
+        }
+    }
+    let dropped = authored.dropped.into_iter().map(|lost| {
+        let field = lost.field.as_ref().map(index).transpose()?;
+        Ok(Dropped { field, loser: lost.loser.into(), open: lost.open })
+    });
+    let dropped = dropped.collect::<Result<_, Error>>()?;
+    change.outcome = Some(Box::new(Outcome { effect, dropped, refused: authored.refused }));
+    Ok(change)
+}
+
+impl From<Loser> for Side {
+    fn from(loser: Loser) -> Self {
+        match loser {
+            Loser::Local => Self::Local,
+            Loser::Remote => Self::Remote,
+            Loser::Both => Self::Both,
+        }
+    }
+}
+
+impl From<Side> for Loser {
+    fn from(side: Side) -> Self {
+        match side {
+            Side::Local => Self::Local,
+            Side::Remote => Self::Remote,
+            Side::Both => Self::Both,
+        }
+    }
+}
+
+impl Shape {
+    /// Whether a field's index is one of its own.
+    pub(crate) fn has_field(&self, field: u16) -> bool {
+        usize::from(field) < self.fields.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "in a test, a failure is a panic")]
+
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::value::Value;
+
+    fn shape() -> Arc<Shape> {
+        Arc::new(Shape {
+            model: "note".into(),
+            fields: ["id", "text", "owner"].map(String::from).to_vec(),
+            key: vec![0],
+            uuids: vec![true, false, true],
+        })
+    }
+
+    fn row(text: &str) -> Vec<Value> {
+        vec![Value::Blob(vec![1; 16]), Value::Text(text.into()), Value::Blob(vec![2; 16])]
+    }
+
+    fn change(kind: EntryKind, fields: Option<Vec<u16>>, row: Vec<Value>, outcome: Outcome) -> Change {
+        Change {
+            shape: shape(),
+            record: "01010101-0101-0101-0101-010101010101".into(),
+            kind,
+            existed: true,
+            fields,
+            row,
+            before: None,
+            stamp: 1,
+            at: 2,
+            mark: None,
+            actor: None,
+            outcome: Some(Box::new(outcome)),
+        }
+    }
+
+    /// What the other columns of the row say of the change: what its entry did.
+    fn as_the_rest_tells(change: &Change) -> Change {
+        let kind = change.effect();
+        let mut row = change.row_after().to_vec();
+        if kind != EntryKind::Upsert {
+            row[1..].fill(Value::Null);
+        }
+        let fields = change.written().map(<[u16]>::to_vec);
+        Change { kind, row, fields, before: None, outcome: None, ..change.clone() }
+    }
+
+    #[test]
+    fn what_an_author_wrote_is_read_back_beside_what_stands() {
+        let lost = Dropped { field: Some(1), loser: Loser::Remote, open: true };
+        let stands = Effect::Row { row: row("the log's"), fields: Some(vec![2]) };
+        let refused = Some("the record belongs to another".to_owned());
+        let mut merged = change(
+            EntryKind::Upsert,
+            Some(vec![1, 2]),
+            row("mine"),
+            Outcome { effect: stands, dropped: vec![lost], refused: None },
+        );
+        assert!(merged.set_old_values([Value::Text("before".into()), Value::Blob(vec![9; 16])]));
+        let mut key_only = row("");
+        key_only[1..].fill(Value::Null);
+        let changes = [
+            merged,
+            change(
+                EntryKind::Upsert,
+                None,
+                row("new"),
+                Outcome { effect: Effect::None, dropped: vec![], refused },
+            ),
+            change(
+                EntryKind::Delete,
+                None,
+                key_only,
+                Outcome {
+                    effect: Effect::None,
+                    dropped: vec![Dropped { field: None, loser: Loser::Remote, open: false }],
+                    refused: None,
+                },
+            ),
+        ];
+        for change in changes {
+            let text = to_json(&change).unwrap();
+            assert_eq!(from_json(&text, as_the_rest_tells(&change)).unwrap(), change, "{text}");
+        }
+    }
+
+    #[test]
+    fn damage_is_an_error_that_says_where() {
+        let effect = || Outcome { effect: Effect::None, dropped: vec![], refused: None };
+        let told = |text: &str| {
+            let change = as_the_rest_tells(&change(EntryKind::Upsert, Some(vec![1]), row("x"), effect()));
+            from_json(text, change).unwrap_err().to_string()
+        };
+        for text in [
+            "",
+            "[]",
+            r#"{"kind":"other","row":[]}"#,
+            r#"{"kind":"upsert","row":[1,2,3],"fields":["unknown"]}"#,
+            r#"{"kind":"upsert","row":[1,2,3],"fields":["text","owner"],"old":[1]}"#,
+        ] {
+            let told = told(text);
+            assert!(told.contains("what an author wrote"), "{text}: {told}");
+        }
+    }
+}
