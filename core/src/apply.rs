@@ -16,9 +16,9 @@ use crate::{
     entry::{Batch, Body, Change, Entry, EntryKind, Shape},
     error::Error,
     id::{Position, Seq, Term},
-    layout::{Layouts, LogRow, RecordId},
+    layout::{LogRow, RecordId},
     log::{self, Appender, LogReader},
-    seal,
+    overlay, seal,
     sql::{Bound, bind, read_value},
     store::{Model, Replica, RowSql, Tx, origin_row},
     value::Value,
@@ -97,7 +97,7 @@ fn replaced(batch: &Batch) -> Vec<bool> {
 pub(crate) enum Rows {
     /// One after the other.
     AsTheyCome,
-    /// All touched rows step out first: for a batch that met a constraint the other way.
+    /// All touched rows and those with pending changes step out first: for a batch that met a constraint the other way.
     StepOutFirst,
 }
 
@@ -269,7 +269,7 @@ fn append(
         if has_pending {
             tx.conn
                 .prepare_cached("DELETE FROM sync_pending WHERE origin = ?1 AND n <= ?2 AND tag = ?3")?
-                .execute(params![row, group.last_n().0, group.tag as i64])?;
+                .execute(params![row, group.last_n.0, group.tag as i64])?;
         }
     }
     if arrived.batch.groups.is_empty() {
@@ -307,11 +307,14 @@ fn write_rows(
         }
         Rows::StepOutFirst => {
             let mut kept = LocalValues::new();
-            each_part(tx, parts, arrived, |tx, part| {
-                write_part(tx, part, Write::StepOut(&mut kept), has_pending)
-            })?;
-            each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::LastImages, has_pending))
+            let pending = if has_pending { overlay::pending_records(tx)? } else { Vec::new() };
+            for change in &pending {
+                step_out(tx, change, &mut kept)?;
+            }
+            each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::StepOut(&mut kept), false))?;
+            each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::LastImages, false))
                 .map_err(|error| explain(tx, error))?;
+            overlay::lay_over(tx, &pending)?;
             for ((model, _), (key, values)) in kept {
                 let sql = tx.models[model].sql.update_local.as_deref().unwrap_or_default();
                 tx.conn
@@ -373,7 +376,7 @@ fn write_part(tx: &Tx<'_>, part: &Arrived, mut write: Write<'_>, has_pending: bo
     let mut writers: HashMap<*const Shape, Option<Writer<'_>>> = HashMap::new();
     for (entry, replaced) in part.batch.entries.iter().zip(&part.replaced) {
         let Body::Change(change) = &entry.body else { continue };
-        if change.effect() == EntryKind::Noop || *replaced {
+        if *replaced {
             continue;
         }
         let pointer = Arc::as_ptr(&change.shape);
@@ -390,14 +393,30 @@ fn write_part(tx: &Tx<'_>, part: &Arrived, mut write: Write<'_>, has_pending: bo
             Write::StepOut(kept) => writer.step_out(tx, change, kept)?,
             Write::LastImages if is_replaced(tx, entry.seq, change)? => {}
             Write::Images | Write::LastImages => {
-                match has_pending.then(|| overlaid(tx, change)).transpose()?.flatten() {
-                    Some(overlaid) => writer.write(&overlaid)?,
-                    None => writer.write(change)?,
+                // An entry without effect may be of a change that stood in this table until now.
+                let logged = match change.effect() {
+                    EntryKind::Noop => Some(overlay::logged(tx, change)?),
+                    _ => None,
+                };
+                let image = logged.as_ref().unwrap_or(change);
+                match has_pending.then(|| overlay::overlaid(tx, image)).transpose()?.flatten() {
+                    Some(overlaid) => writer.replace(&overlaid)?,
+                    // What this device made itself is here already.
+                    None if logged.is_some() || has_pending => writer.replace(image)?,
+                    None => writer.write(image)?,
                 }
             }
         }
     }
     Ok(())
+}
+
+/// Takes a record's row out of its table, keeping what is local.
+fn step_out(tx: &Tx<'_>, change: &Change, kept: &mut LocalValues) -> Result<(), Error> {
+    match Writer::new(tx, &change.shape)? {
+        Some(mut writer) => writer.step_out(tx, change, kept),
+        None => Ok(()),
+    }
 }
 
 /// Whether the log has a later entry of the record.
@@ -409,41 +428,8 @@ fn is_replaced(tx: &Tx<'_>, seq: Seq, change: &Change) -> Result<bool, Error> {
     Ok(later.exists(params![change.shape.model, RecordId(&change.record), seq.0])?)
 }
 
-/// The entry's image with this device's pending changes of the record laid over it, in their order.
-fn overlaid(tx: &Tx<'_>, change: &Change) -> Result<Option<Change>, Error> {
-    let mut statement = tx.conn.prepare_cached(
-        "SELECT kind, fields, layout, data FROM sync_pending WHERE record = ?2
-            AND model = (SELECT id FROM sync_model WHERE name = ?1) ORDER BY id",
-    )?;
-    let mut rows = statement.query(params![change.shape.model, RecordId(&change.record)])?;
-    let mut image = None;
-    let mut layouts = Layouts::new(tx.models);
-    while let Some(row) = rows.next()? {
-        let image = image.get_or_insert_with(|| image_of(change));
-        let (kind, fields, layout, data): (i64, Option<String>, i64, String) =
-            (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
-        image.kind = EntryKind::from_i64(kind).unwrap_or(image.kind);
-        let only = fields.as_deref().map(crate::capture::names_from_json).transpose()?;
-        let shape = Arc::clone(layouts.get(tx.conn, layout)?);
-        for (name, value) in shape.fields.iter().zip(shape.read_row(image.kind, &data)?) {
-            if only.as_ref().is_none_or(|only| only.contains(name))
-                && let Some(i) = image.shape.fields.iter().position(|f| f == name)
-            {
-                image.row[i] = value;
-            }
-        }
-    }
-    Ok(image)
-}
-
-/// What the entry leaves of the record, as a change that came to just that.
-fn image_of(change: &Change) -> Change {
-    let (kind, row) = (change.effect(), change.row_after().to_vec());
-    Change { kind, row, outcome: None, ..change.clone() }
-}
-
 /// Writes rows of one shape into its table.
-struct Writer<'c> {
+pub(crate) struct Writer<'c> {
     index: usize,
     model: &'c Model,
     insert: CachedStatement<'c>,
@@ -455,7 +441,8 @@ struct Writer<'c> {
 }
 
 impl<'c> Writer<'c> {
-    fn new(tx: &Tx<'c>, shape: &Arc<Shape>) -> Result<Option<Self>, Error> {
+    /// `None` for a model that this release does not have.
+    pub(crate) fn new(tx: &Tx<'c>, shape: &Arc<Shape>) -> Result<Option<Self>, Error> {
         let Some(index) = tx.models.iter().position(|m| m.descriptor.id == shape.model) else {
             return Ok(None);
         };
@@ -476,13 +463,22 @@ impl<'c> Writer<'c> {
         Ok(Some(Self { index, model, insert, upsert, delete, map, key }))
     }
 
+    /// Makes the record in the table what the change's entry leaves of it.
     fn write(&mut self, change: &Change) -> Result<(), Error> {
+        // A record that is here all the same meets a constraint, and the batch is written the other way.
+        self.put(change, !change.existed && change.outcome.is_none())
+    }
+
+    /// [`Writer::write`], whatever is there.
+    pub(crate) fn replace(&mut self, change: &Change) -> Result<(), Error> {
+        self.put(change, false)
+    }
+
+    fn put(&mut self, change: &Change, is_new: bool) -> Result<(), Error> {
         if change.effect() == EntryKind::Delete {
             self.delete.execute(params_from_iter(self.key.iter().map(|&i| Bound(&change.row[i]))))?;
             return Ok(());
         }
-        // A record that is here all the same meets a constraint, and the batch is written the other way.
-        let is_new = !change.existed && change.outcome.is_none();
         let statement = if is_new { &mut self.insert } else { &mut self.upsert };
         let row = change.row_after();
         match &self.map {

@@ -24,6 +24,7 @@ use crate::{
     error::Error,
     gate::WriteGate,
     id::{Position, Seq},
+    pending,
     seal::{self, Fresh},
     store::{self, Replica, Store, Tx},
 };
@@ -52,6 +53,8 @@ pub(crate) struct Pulse {
     pub(crate) outbox: u64,
     /// Changes that the log does not show yet.
     pub(crate) pending: u64,
+    /// Ids of the first and the last of them.
+    pub(crate) pending_ends: Option<(i64, i64)>,
     /// Rows that cannot be sent.
     pub(crate) quarantined: u64,
     /// Changes that `should_sync` kept here.
@@ -318,6 +321,11 @@ impl Driver {
         Ok(())
     }
 
+    /// Ids of the first and the last pending change, as last told.
+    pub(crate) fn pending_ends(&self) -> Option<(i64, i64)> {
+        self.pulse.borrow().pending_ends
+    }
+
     /// Runs a step in a transaction, in turn with the application's writers.
     ///
     /// # Errors
@@ -328,6 +336,15 @@ impl Driver {
     ) -> Result<T, Error> {
         let _guard = self.gate.acquire_blocking(PATIENCE);
         self.store.transaction(step)
+    }
+
+    /// [`Driver::transaction`] in which the database enforces its foreign keys.
+    pub(crate) fn enforcing<T>(
+        &mut self,
+        step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let _guard = self.gate.acquire_blocking(PATIENCE);
+        self.store.enforcing(step)
     }
 
     /// From now on what the application commits is sealed.
@@ -342,12 +359,21 @@ impl Driver {
         let replica = store::replica(conn)?;
         let leads = replica.is_some_and(|r| r.is_leader());
         let top = replica.map_or(Position::EMPTY, |r| r.top);
+        let ends = match replica {
+            Some(replica) if replica.has_pending => {
+                let ends: (Option<i64>, Option<i64>) =
+                    conn.prepare_cached(pending::ENDS)?.query_row([], |r| Ok((r.get(0)?, r.get(1)?)))?;
+                ends.0.zip(ends.1)
+            }
+            _ => None,
+        };
         if leads {
             self.store.sync()?;
         }
         self.counts_due = true;
         self.pulse.send_modify(|pulse| {
             (pulse.top, pulse.leads, pulse.tail, pulse.error) = (Some(top), leads, None, None);
+            pulse.pending_ends = ends;
         });
         Ok(())
     }

@@ -155,17 +155,12 @@ pub(crate) struct Group {
     pub(crate) seen: Vec<(Origin, OriginSeq)>,
     /// Number of its first change within the origin.
     pub(crate) first_n: OriginSeq,
+    /// Number of its last change. What cascades made of a change stands in the group and has no number.
+    pub(crate) last_n: OriginSeq,
     /// Seqs of its first and last entry.
     pub(crate) first: Seq,
     /// See `first`.
     pub(crate) last: Seq,
-}
-
-impl Group {
-    /// Number of its last change within the origin.
-    pub(crate) fn last_n(&self) -> OriginSeq {
-        OriginSeq(self.first_n.0.saturating_add(self.last.0.saturating_sub(self.first.0)))
-    }
 }
 
 /// One slot of the log.

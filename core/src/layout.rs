@@ -220,23 +220,42 @@ pub(crate) fn last_said(
 ) -> Result<Option<LastSaid>, Error> {
     const PENDING: &str = "SELECT kind, layout, data FROM sync_pending
         WHERE model = ?1 AND record = ?2 ORDER BY id DESC LIMIT 1";
+    match said(conn, layouts, PENDING, model, record)? {
+        Some(said) => Ok(Some(said)),
+        None => last_logged(conn, layouts, model, record),
+    }
+}
+
+/// What the log last said of a record, pending aside; `None` if it does not know it.
+pub(crate) fn last_logged(
+    conn: &Connection,
+    layouts: &mut Layouts<'_>,
+    model: i64,
+    record: &str,
+) -> Result<Option<LastSaid>, Error> {
     const LOG: &str = "SELECT kind, layout, data FROM sync_entry
         WHERE model = ?1 AND record = ?2 AND kind IN (1, 2) ORDER BY seq DESC LIMIT 1";
-    for sql in [PENDING, LOG] {
-        let said: Option<(i64, i64, String)> = conn
-            .prepare_cached(sql)?
-            .query_row(params![model, RecordId(record)], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
-            .optional()?;
-        if let Some((kind, layout, data)) = said {
-            let shape = Arc::clone(layouts.get(conn, layout)?);
-            let row = match EntryKind::from_i64(kind) {
-                Some(EntryKind::Upsert) => Some(shape.read_row(EntryKind::Upsert, &data)?),
-                _ => None,
-            };
-            return Ok(Some(LastSaid { shape, row }));
-        }
-    }
-    Ok(None)
+    said(conn, layouts, LOG, model, record)
+}
+
+fn said(
+    conn: &Connection,
+    layouts: &mut Layouts<'_>,
+    sql: &str,
+    model: i64,
+    record: &str,
+) -> Result<Option<LastSaid>, Error> {
+    let said: Option<(i64, i64, String)> = conn
+        .prepare_cached(sql)?
+        .query_row(params![model, RecordId(record)], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+        .optional()?;
+    let Some((kind, layout, data)) = said else { return Ok(None) };
+    let shape = Arc::clone(layouts.get(conn, layout)?);
+    let row = match EntryKind::from_i64(kind) {
+        Some(EntryKind::Upsert) => Some(shape.read_row(EntryKind::Upsert, &data)?),
+        _ => None,
+    };
+    Ok(Some(LastSaid { shape, row }))
 }
 
 impl LastSaid {

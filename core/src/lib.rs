@@ -81,11 +81,13 @@
 //!
 //! # What it leaves out
 //!
-//! So far one device leads for good and the others read: what a follower writes is captured and kept, but not pushed
-//! yet, and conflicts do not arise. The log grows; nothing is compacted. The database is a SQLite file: PostgreSQL
+//! So far one device leads for good. What others write is pushed to it, decided by the model's policy ([`resolve`]) and
+//! comes back in the log; what did not stand is kept there, but cannot be listed or decided by hand yet. The log grows;
+//! nothing is compacted. The database is a SQLite file: PostgreSQL
 //! comes later, a database in memory never does. There is no quorum: a write is durable on the devices that have it.
 //! This crate knows no network but the one in memory; QUIC is the crate `tidelog-transport`.
 
+mod accept;
 mod announce;
 mod apply;
 pub mod behavior;
@@ -105,10 +107,14 @@ pub mod model;
 mod node;
 pub mod notice;
 mod outcome;
+mod overlay;
+mod pending;
+mod references;
 pub mod resolve;
 mod seal;
 mod sequence;
 mod sql;
+mod standing;
 pub mod status;
 mod store;
 mod term;

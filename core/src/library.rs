@@ -272,10 +272,8 @@ impl Library {
     ///
     /// - On the leader: what is committed here now is in the log. It does not wait for any follower;
     ///   [`Status::followers`] says what each of them has.
-    /// - On a follower: what is committed here now is sealed as pending changes, and what the leader's log held when
-    ///   it was asked, some time after this call began, is in the tables and the log here. It does **not** wait for
-    ///   this device's own pending changes to reach the leader: this release does not push them yet, and they stay
-    ///   counted in [`Status::pending`].
+    /// - On a follower: what is committed here now is in the leader's log, decided by the model's policy, and what the
+    ///   leader's log then held is in the tables and the log here.
     ///
     /// On a follower it waits as long as the leader cannot be reached: [`Library::status`] says why. Wrap it in a timeout where that
     /// may be too long.
@@ -283,22 +281,56 @@ impl Library {
     /// # Errors
     /// [`Error::Stopped`] and [`Error::LinkStopped`] when it would wait for ever.
     pub async fn barrier(&self) -> Result<(), Error> {
-        let own_top = self
+        let (own_top, pending) = self
             .inner
             .engine
             .step(|driver| {
                 driver.transaction(seal::seal_all)?;
                 driver.publish()?;
-                let conn = driver.store.connection();
-                Ok(store::replica(conn)?.filter(Replica::is_leader).map(|replica| replica.top))
+                let replica = store::replica(driver.store.connection())?;
+                let own_top = replica.filter(Replica::is_leader).map(|replica| replica.top);
+                Ok((own_top, driver.pending_ends()))
             })
             .await?;
         // On the leader all is done by now; the status is waited for, so that it tells no older position.
         let top = match own_top {
             Some(top) => top,
-            None => node::ask_top(&self.inner).await?,
+            None => {
+                if let Some((_, last)) = pending {
+                    self.settled_up_to(last).await?;
+                }
+                node::ask_top(&self.inner).await?
+            }
         };
         self.reached(top).await
+    }
+
+    /// Waits until no pending change up to this id is left.
+    async fn settled_up_to(&self, last: i64) -> Result<(), Error> {
+        let mut pulse = self.inner.engine.pulse();
+        let mut status = self.status();
+        let stopped = || Error::Stopped { reason: "the library was shut down".into() };
+        let settled = async {
+            let settled =
+                pulse.wait_for(|p| p.stopped || p.pending_ends.is_none_or(|(first, _)| first > last));
+            match settled.await {
+                Ok(pulse) if !pulse.stopped => Ok(()),
+                _ => Err(stopped()),
+            }
+        };
+        let broken = async {
+            let broken = status.wait_for(|s| matches!(s.link, Link::Stopped { .. } | Link::Idle)).await;
+            match broken.map(|status| (status.link.clone(), status.leader)) {
+                Ok((Link::Stopped { reason }, leader)) => {
+                    Error::LinkStopped { peer: leader.unwrap_or(Term::ZERO.leader), reason }
+                }
+                _ => stopped(),
+            }
+        };
+        tokio::select! {
+            settled = settled => settled,
+            error = broken => Err(error),
+        }
     }
 
     /// Waits until the log here reaches `top`.

@@ -201,7 +201,7 @@ pub(crate) fn push_group(conn: &Connection, group: &Group, origin_row: i64, cloc
         group.last.0,
         origin_row,
         group.first_n.0,
-        group.last_n().0,
+        group.last_n.0,
         group.tag as i64,
         group.base.term.to_text(),
         group.base.seq.0,
@@ -209,6 +209,25 @@ pub(crate) fn push_group(conn: &Connection, group: &Group, origin_row: i64, cloc
         clock
     ])?;
     Ok(())
+}
+
+/// Says where a group ends that was begun without knowing it.
+pub(crate) fn close_group(conn: &Connection, first: Seq, last: Seq, clock: u64) -> Result<(), Error> {
+    conn.prepare_cached("UPDATE sync_group SET last = ?2, clock = ?3 WHERE first = ?1")?
+        .execute(params![first.0, last.0, clock])?;
+    Ok(())
+}
+
+/// The tag under which the log holds a change; `None` if it does not, or no longer.
+pub(crate) fn tag_of(conn: &Connection, origin_row: i64, n: OriginSeq) -> Result<Option<u64>, Error> {
+    let tag: Option<i64> = conn
+        .prepare_cached(
+            "SELECT tag FROM sync_group WHERE origin = ?1 AND last_n >= ?2 AND first_n <= ?2
+             ORDER BY last_n LIMIT 1",
+        )?
+        .query_row(params![origin_row, n.0], |row| row.get(0))
+        .optional()?;
+    Ok(tag.map(|tag| tag as u64))
 }
 
 /// What an author had seen, in the form in which the database keeps it: pairs of origin and number.
@@ -296,9 +315,9 @@ impl<'m> LogReader<'m> {
                 term = run.term;
             }
             let entry = self.read_entry(conn, row, seq, term)?;
-            let group = match entry.n {
-                Some(_) => groups.seek(conn, seq)?,
-                None => None,
+            let group = match entry.body {
+                Body::TermStart { .. } => None,
+                Body::Member { .. } | Body::Change(_) => groups.seek(conn, seq)?,
             };
             let begins = group.filter(|g| g.first == seq).map_or(0, group_size);
             let whole_group = group.is_none_or(|g| g.last == seq);
@@ -451,40 +470,25 @@ impl GroupCursor {
 fn read_groups(conn: &Connection, which: &str, seq: Seq) -> Result<Option<Group>, Error> {
     let damaged = |what: &str| Error::Damaged(format!("the group at entry {seq} has a damaged {what}"));
     let sql = format!(
-        "SELECT o.origin, o.device, g.tag, g.base_term, g.base_seq, g.seen, g.first_n, g.first, g.last
+        "SELECT o.origin, o.device, g.tag, g.base_term, g.base_seq, g.seen, g.first_n, g.last_n, g.first, g.last
          FROM sync_group g JOIN sync_origin o ON o.id = g.origin WHERE {which} ORDER BY g.first DESC LIMIT 1"
     );
-    type Raw = (String, String, i64, String, u64, String, u64, u64, u64);
-    let raw: Option<Raw> = conn
-        .prepare_cached(&sql)?
-        .query_row([seq.0], |r| {
-            Ok((
-                r.get(0)?,
-                r.get(1)?,
-                r.get(2)?,
-                r.get(3)?,
-                r.get(4)?,
-                r.get(5)?,
-                r.get(6)?,
-                r.get(7)?,
-                r.get(8)?,
-            ))
+    let read = |r: &Row<'_>| -> Result<Group, Error> {
+        let text = |column: usize| r.get::<_, String>(column);
+        Ok(Group {
+            origin: Origin(text(0)?.parse().map_err(|_| damaged("origin"))?),
+            device: DeviceId::parse(&text(1)?).ok_or_else(|| damaged("device"))?,
+            tag: r.get::<_, i64>(2)? as u64,
+            base: Position {
+                term: Term::from_text(&text(3)?).ok_or_else(|| damaged("base"))?,
+                seq: Seq(r.get(4)?),
+            },
+            seen: serde_json::from_str(&text(5)?).map_err(|_| damaged("list of what was seen"))?,
+            first_n: OriginSeq(r.get(6)?),
+            last_n: OriginSeq(r.get(7)?),
+            first: Seq(r.get(8)?),
+            last: Seq(r.get(9)?),
         })
-        .optional()?;
-    let Some((origin, device, tag, base_term, base_seq, seen, first_n, first, last)) = raw else {
-        return Ok(None);
     };
-    Ok(Some(Group {
-        origin: Origin(origin.parse().map_err(|_| damaged("origin"))?),
-        device: DeviceId::parse(&device).ok_or_else(|| damaged("device"))?,
-        tag: tag as u64,
-        base: Position {
-            term: Term::from_text(&base_term).ok_or_else(|| damaged("base"))?,
-            seq: Seq(base_seq),
-        },
-        seen: serde_json::from_str(&seen).map_err(|_| damaged("list of what was seen"))?,
-        first_n: OriginSeq(first_n),
-        first: Seq(first),
-        last: Seq(last),
-    }))
+    conn.prepare_cached(&sql)?.query_row([seq.0], |r| Ok(read(r))).optional()?.transpose()
 }

@@ -28,6 +28,8 @@ use crate::{
 
 mod reduce;
 
+pub(crate) use reduce::reduce;
+
 #[cfg(test)]
 mod tests;
 
@@ -414,7 +416,7 @@ impl Meeting<'_> {
         }
         let Some(other) = self.writers(field).find(|written| !written.seen) else { return brought.clone() };
         let base = self.change.before.and_then(|before| before.get(field));
-        reduce::reduce(reducer, base, now, brought).unwrap_or_else(|| {
+        reduce(reducer, base, now, brought).unwrap_or_else(|| {
             // What is not of the reducer's kind is a plain value.
             if self.outranks(other) { brought.clone() } else { now.clone() }
         })

@@ -316,54 +316,7 @@ impl<'c> Sink<'c> {
 
     /// Makes a change of what was folded; `None` where there is nothing to tell.
     fn decide(&mut self, tx: &Tx<'_>, captured: &Captured, folded: Folded) -> Result<Option<Change>, Error> {
-        let Folded { record, existed, mut before, now, whole, at, mark, actor, .. } = folded;
-        let shape = &captured.shape;
-        let existed = match existed {
-            Some(existed) => existed,
-            None => {
-                before = announce::last_known(tx, shape, &record)?;
-                before.is_some()
-            }
-        };
-        let (kind, row, fields) = match (existed, now) {
-            (false, None) => return Ok(None),
-            (_, Some(now)) => {
-                let fields = match &before {
-                    Some(before) if existed && !whole => {
-                        let changed = (0..now.len()).filter(|&i| now[i] != before[i]);
-                        let changed: Vec<u16> = changed.filter_map(|i| u16::try_from(i).ok()).collect();
-                        if changed.is_empty() {
-                            return Ok(None);
-                        }
-                        Some(changed)
-                    }
-                    _ => None,
-                };
-                (EntryKind::Upsert, now, fields)
-            }
-            (true, None) => {
-                let key = shape.key.iter();
-                let mut row = vec![Value::Null; shape.fields.len()];
-                if let Some(before) = &before {
-                    key.for_each(|&i| row[i] = before[i].clone());
-                }
-                (EntryKind::Delete, row, None)
-            }
-        };
-        let mut change = Change {
-            shape: shape.clone(),
-            record,
-            kind,
-            existed,
-            fields,
-            row,
-            before,
-            stamp: 0,
-            at,
-            mark,
-            actor,
-            outcome: None,
-        };
+        let Some(mut change) = change_of(tx, captured, folded)? else { return Ok(None) };
         if let Err(reason) = self.admit(tx, captured, &mut change) {
             return match reason {
                 Kept::Withheld => {
@@ -448,8 +401,8 @@ impl<'c> Sink<'c> {
         tx.conn
             .prepare_cached(
                 "INSERT INTO sync_pending (origin, n, tag, base_term, base_seq, seen, group_last, stamp, at, kind,
-                    model, record, existed, layout, fields, data, before, mark, actor, priority)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
+                    model, record, existed, layout, fields, data, before, mark, actor, priority, id)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?7)",
             )?
             .execute(params![
                 self.minted.row,
@@ -496,6 +449,7 @@ impl<'c> Sink<'c> {
                     base: self.base,
                     seen: self.seen,
                     first_n: self.minted.next,
+                    last_n,
                     first: self.base.seq.next(),
                     last: Seq(self.base.seq.0 + self.changes),
                 };
@@ -516,6 +470,83 @@ impl<'c> Sink<'c> {
         *tx.minted = Some(Minted { next: OriginSeq(last_n.0 + 1), ..self.minted });
         Ok((self.changes, fresh))
     }
+}
+
+/// What the folded rows of a record come to; `None` where that is nothing.
+fn change_of(tx: &Tx<'_>, captured: &Captured, folded: Folded) -> Result<Option<Change>, Error> {
+    let Folded { record, existed, mut before, now, whole, at, mark, actor, .. } = folded;
+    let shape = &captured.shape;
+    let existed = match existed {
+        Some(existed) => existed,
+        None => {
+            before = announce::last_known(tx, shape, &record)?;
+            before.is_some()
+        }
+    };
+    let (kind, row, fields) = match (existed, now) {
+        (false, None) => return Ok(None),
+        (_, Some(now)) => {
+            let fields = match &before {
+                Some(before) if existed && !whole => {
+                    let changed = (0..now.len()).filter(|&i| now[i] != before[i]);
+                    let changed: Vec<u16> = changed.filter_map(|i| u16::try_from(i).ok()).collect();
+                    if changed.is_empty() {
+                        return Ok(None);
+                    }
+                    Some(changed)
+                }
+                _ => None,
+            };
+            (EntryKind::Upsert, now, fields)
+        }
+        (true, None) => {
+            let key = shape.key.iter();
+            let mut row = vec![Value::Null; shape.fields.len()];
+            if let Some(before) = &before {
+                key.for_each(|&i| row[i] = before[i].clone());
+            }
+            (EntryKind::Delete, row, None)
+        }
+    };
+    Ok(Some(Change {
+        shape: shape.clone(),
+        record,
+        kind,
+        existed,
+        fields,
+        row,
+        before,
+        stamp: 0,
+        at,
+        mark,
+        actor,
+        outcome: None,
+    }))
+}
+
+/// The changes that cascades of this database made of the one that was just applied to `record`, which is not among them.
+/// Takes them out of the outbox.
+pub(crate) fn derived(tx: &Tx<'_>, model: &str, record: &str) -> Result<Vec<Change>, Error> {
+    let mut fold = Fold::default();
+    {
+        let mut statement = tx.conn.prepare_cached("SELECT * FROM sync_outbox ORDER BY id")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            fold.take(tx, row)?;
+        }
+    }
+    if fold.rows == 0 {
+        return Ok(Vec::new());
+    }
+    tx.conn.prepare_cached("DELETE FROM sync_outbox")?.execute([])?;
+    let mut changes = Vec::new();
+    for folded in fold.records {
+        let Some(captured) = tx.captured.get(&folded.shape) else { continue };
+        if captured.shape.model != model || folded.record != record {
+            changes.extend(change_of(tx, captured, folded)?);
+        }
+    }
+    Ok(changes)
 }
 
 fn row_text(change: &Change, kind: EntryKind, row: &[Value]) -> String {

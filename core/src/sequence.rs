@@ -5,16 +5,13 @@
 //! when its log was unwound, comes first: when it opens its term and before each of its seals. Origin, number, tag,
 //! base, seen and stamps stay what they were, so that the log is the same as if it had been written at once.
 
-use std::sync::Arc;
-
-use rusqlite::Row;
-
 use crate::{
-    entry::{Body, Change, Entry, EntryKind, Group},
+    entry::{Body, Entry, Group},
     error::Error,
-    id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
-    layout::{Layouts, read_record},
+    id::{OriginSeq, Seq},
+    layout::Layouts,
     log::{self, Appender},
+    pending,
     store::{Replica, Tx},
 };
 
@@ -29,8 +26,8 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
     let mut open: Option<Open> = None;
     let mut seq = base.seq;
     {
-        let mut statement = tx.conn.prepare_cached(PENDING)?;
-        let mut rows = statement.query([])?;
+        let mut statement = tx.conn.prepare_cached(pending::BY_ID)?;
+        let mut rows = statement.query([i64::MIN])?;
         while let Some(row) = rows.next()? {
             let (origin_row, n, tag): (i64, u64, i64) =
                 (row.get("origin_row")?, row.get("n")?, row.get("tag")?);
@@ -55,10 +52,13 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
                 before.close(tx, seq, clock)?;
             }
             seq = seq.next();
-            let change = read_change(tx, &mut layouts, row)?;
+            let change = pending::read_change(tx.conn, &mut layouts, row)?;
             let open = match &mut open {
                 Some(open) => open,
-                None => open.insert(Open::read(row, origin_row, seq)?),
+                None => {
+                    let group = pending::read_group(row, seq)?;
+                    open.insert(Open { origin_row, last_n: group.first_n, group })
+                }
             };
             open.last_n = OriginSeq(n);
             appender.push(&Entry { seq, term, n: Some(open.last_n), body: Body::Change(change) })?;
@@ -71,12 +71,6 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
     Ok(seq.0 - base.seq.0)
 }
 
-/// Pending changes in order, with what their groups share.
-const PENDING: &str = "
-    SELECT p.origin AS origin_row, o.origin, o.device, p.n, p.tag, p.base_term, p.base_seq, p.seen, p.stamp, p.at,
-        p.kind, p.record, p.existed, p.layout, p.fields, p.data, p.before, p.mark, p.actor
-    FROM sync_pending p JOIN sync_origin o ON o.id = p.origin ORDER BY p.id";
-
 /// A group that is being written.
 struct Open {
     origin_row: i64,
@@ -85,61 +79,10 @@ struct Open {
 }
 
 impl Open {
-    fn read(row: &Row<'_>, origin_row: i64, first: Seq) -> Result<Self, Error> {
-        let damaged = |what: &str| Error::Damaged(format!("a pending change has a damaged {what}"));
-        let text = |column: &str| row.get::<_, String>(column);
-        let first_n = OriginSeq(row.get("n")?);
-        let group = Group {
-            origin: Origin(text("origin")?.parse().map_err(|_| damaged("origin"))?),
-            device: DeviceId::parse(&text("device")?).ok_or_else(|| damaged("device"))?,
-            tag: row.get::<_, i64>("tag")? as u64,
-            base: Position {
-                term: Term::from_text(&text("base_term")?).ok_or_else(|| damaged("base"))?,
-                seq: Seq(row.get("base_seq")?),
-            },
-            seen: serde_json::from_str(&text("seen")?).map_err(|_| damaged("list of what was seen"))?,
-            first_n,
-            first,
-            last: first,
-        };
-        Ok(Self { origin_row, last_n: first_n, group })
-    }
-
     fn close(mut self, tx: &Tx<'_>, last: Seq, clock: u64) -> Result<(), Error> {
-        self.group.last = last;
+        (self.group.last, self.group.last_n) = (last, self.last_n);
         log::push_group(tx.conn, &self.group, self.origin_row, clock)
     }
-}
-
-fn read_change(tx: &Tx<'_>, layouts: &mut Layouts<'_>, row: &Row<'_>) -> Result<Change, Error> {
-    let kind: i64 = row.get("kind")?;
-    let kind = EntryKind::from_i64(kind)
-        .ok_or_else(|| Error::Damaged(format!("a pending change is of kind {kind}")))?;
-    let data: String = row.get("data")?;
-    let shape = Arc::clone(layouts.get(tx.conn, row.get("layout")?)?);
-    let values = shape.read_row(kind, &data)?;
-    let fields = match row.get::<_, Option<String>>("fields")? {
-        Some(names) => Some(log::changed_fields(&shape, names.as_bytes())?),
-        None => None,
-    };
-    let before = match row.get::<_, Option<String>>("before")? {
-        Some(before) => Some(shape.read_row(EntryKind::Upsert, &before)?),
-        None => None,
-    };
-    Ok(Change {
-        shape,
-        record: read_record(row.get_ref("record")?)?,
-        kind,
-        existed: row.get("existed")?,
-        fields,
-        row: values,
-        before,
-        stamp: row.get("stamp")?,
-        at: row.get("at")?,
-        mark: row.get("mark")?,
-        actor: row.get("actor")?,
-        outcome: None,
-    })
 }
 
 #[cfg(test)]
@@ -148,7 +91,10 @@ mod tests {
 
     use std::{
         path::Path,
-        sync::atomic::{AtomicU64, Ordering},
+        sync::{
+            Arc,
+            atomic::{AtomicU64, Ordering},
+        },
     };
 
     use sea_orm::ConnectionTrait;
@@ -156,7 +102,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        id::LibraryId,
+        id::{DeviceId, LibraryId},
         model::{ModelDescriptor, Recorder},
         seal,
         store::Store,

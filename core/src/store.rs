@@ -26,6 +26,7 @@ use crate::{
     layout::Numbers,
     log::{read_run, term_at},
     model::{ModelDescriptor, Recorder},
+    references::References,
     sql::read_value,
     value::{self, Value},
     world::World,
@@ -48,6 +49,8 @@ pub(crate) struct Model {
     pub(crate) sql: RowSql,
     /// What each field holds in a row that was captured where, or when, the model did not have it.
     pub(crate) fills: Vec<Value>,
+    /// The table's foreign keys, its own and those of others to it.
+    pub(crate) references: References,
 }
 
 /// Statements over one table, parameters in the order of the model's fields (insert, upsert) or of its key (the others).
@@ -68,7 +71,7 @@ impl Model {
         let shape = Arc::new(Shape::of(&descriptor));
         let sql = RowSql::of(&descriptor);
         let fills = descriptor.fields.iter().map(|f| f.default.clone().unwrap_or_default()).collect();
-        Self { descriptor, recorder, shape, sql, fills }
+        Self { descriptor, recorder, shape, sql, fills, references: References::default() }
     }
 
     /// Looks in the table for what the model does not say: the column's constant default, or, where NULL may not be,
@@ -250,6 +253,8 @@ impl Store {
         self.load_captured()?;
         for model in &mut self.models {
             model.look_up_fills(&self.conn)?;
+            let key: Vec<&str> = model.shape.key.iter().map(|&i| model.shape.fields[i].as_str()).collect();
+            model.references = References::of(&self.conn, &model.descriptor.table, &key)?;
         }
         self.schema_version = self.read_schema_version()?;
         Ok(())
@@ -324,6 +329,23 @@ impl Store {
         self.finish(step)
     }
 
+    /// Runs a step in one transaction in which the database enforces its foreign keys, cascades along them and captures
+    /// what comes of that.
+    pub(crate) fn enforcing<T>(
+        &mut self,
+        step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        // It cannot be changed within a transaction.
+        self.conn.execute_batch("PRAGMA foreign_keys = ON")?;
+        let done = self.transaction(|tx| {
+            tx.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, true)?;
+            step(tx)
+        });
+        self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, self.foreign_triggers)?;
+        self.conn.execute_batch("PRAGMA foreign_keys = OFF")?;
+        done
+    }
+
     fn in_transaction<T>(&mut self, step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>) -> Result<T, Error> {
         self.begin()?;
         self.finish(step)
@@ -384,6 +406,10 @@ impl Store {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(crate) fn models(&self) -> &[Model] {
+        &self.models
     }
 
     pub(crate) fn connection(&self) -> &Connection {

@@ -157,6 +157,7 @@ pub(crate) fn admit(tx: &mut Tx<'_>, devices: &[DeviceId]) -> Result<(), Error> 
             base,
             seen: Vec::new(),
             first_n: minted.next,
+            last_n: minted.next,
             first: entry.seq,
             last: entry.seq,
         };

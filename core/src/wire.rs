@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     entry::{Batch, Run},
-    id::{DeviceId, Position, Seq, Term},
+    id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     transport::MESSAGE_MAX,
 };
 
 mod columns;
 mod outcomes;
+
+pub(crate) use columns::Columns;
 
 /// Messages longer than this are packed, in bytes.
 pub(crate) const PACK_ABOVE: usize = 1024;
@@ -37,6 +39,13 @@ pub(crate) enum Message {
     Confirm { max_seen: Term, position: Position },
     /// Follower: what is your top now? Answered by `Top` on the same channel.
     Ask,
+    /// Follower: pending changes, in order. `position` is the top of its log. The seqs in the batch count from 1 and only
+    /// say what belongs to which group. Answered by `Pushed` or `PushStopped`, in the order of the pushes.
+    Push { max_seen: Term, position: Position, batch: columns::Columns },
+    /// Leader: the oldest push not answered yet is in its log, which reaches to `top`.
+    Pushed { lead: Term, top: Position },
+    /// Leader: of the oldest push not answered yet, nothing from some change on was taken.
+    PushStopped { lead: Term, why: PushStop },
     /// Leader: entries after the follower's position, sent as they are appended. `top` is its log's.
     Entries { lead: Term, floor: Seq, top: Position, batch: columns::Columns },
     /// Leader: its top and clock (ms since 1970). The heartbeat, and the answer to `Ask`.
@@ -53,6 +62,17 @@ pub(crate) enum Message {
     Refused { reason: String },
 }
 
+/// Why a push was not taken, or not to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum PushStop {
+    /// The change before is not in the log: this number would come next.
+    Gap { origin: Origin, expected: OriginSeq },
+    /// The pusher's position is not in the log.
+    Diverged,
+    /// The log holds another change under this number.
+    Forked { origin: Origin, n: OriginSeq },
+}
+
 /// A message that cannot be read. Nothing was done with any of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the message cannot be read: {0}; nothing of it was used")]
@@ -65,6 +85,11 @@ impl Message {
     /// The message of a batch.
     pub(crate) fn entries(lead: Term, floor: Seq, top: Position, batch: &Batch) -> Self {
         Self::Entries { lead, floor, top, batch: columns::Columns::of(batch) }
+    }
+
+    /// The message of pending changes.
+    pub(crate) fn push(max_seen: Term, position: Position, batch: &Batch) -> Self {
+        Self::Push { max_seen, position, batch: columns::Columns::of_push(batch) }
     }
 
     /// The bytes to send.

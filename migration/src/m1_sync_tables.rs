@@ -93,7 +93,8 @@ const TABLES: &[&str] = &[
         v0, o0, v1, o1, v2, o2, v3, o3, v4, o4, v5, o5, v6, o6, v7, o7,
         v8, o8, v9, o9, v10, o10, v11, o11, v12, o12, v13, o13, v14, o14, v15, o15
     )",
-    // Sealed changes of this device that the log does not show yet, in order. state: 'waiting' or 'blocked'.
+    // Sealed changes of this device that the log does not show yet, in order. state: 'waiting' or 'blocked': its row had to
+    // leave its table. id: the stamp, which rises and is never used twice, so that what is pushed is found by it.
     "CREATE TABLE sync_pending (
         id INTEGER PRIMARY KEY,
         origin INTEGER NOT NULL,

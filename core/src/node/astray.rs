@@ -171,6 +171,7 @@ fn batch(text: &str) -> Batch {
         base: Position { term: term(1, 1), seq: Seq(1) },
         seen: Vec::new(),
         first_n: OriginSeq(1),
+        last_n: OriginSeq(1),
         first: Seq(2),
         last: Seq(2),
     };

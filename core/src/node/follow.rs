@@ -20,11 +20,11 @@ use crate::{
     entry::{EntryKind, Run},
     error::Error,
     id::{DeviceId, Position, Term},
-    log,
+    log, pending,
     status::{AppliedChange, ChangeKind, Link},
     store, term,
     transport::{Channel, MessageReceiver, MessageSender, TransportError},
-    wire::{HISTORY_MAX, Message, Unreadable},
+    wire::{HISTORY_MAX, Message, PushStop, Unreadable},
 };
 
 /// Durable positions are confirmed at most this often.
@@ -37,6 +37,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 const OPEN_MAX: Duration = Duration::from_secs(10);
 /// Batches unpacked ahead of the one that is applied.
 const AHEAD: usize = 2;
+/// Pushes that may wait for an answer.
+const PUSHES_AHEAD: usize = 2;
 /// Delay before the first new try, and the longest between two.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
@@ -200,7 +202,10 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
         applied: top,
         confirm_at: None,
         syncing: JoinSet::new(),
+        pushed: i64::MIN,
+        pushes: 0,
     };
+    let mut pulse = shared.library.engine.pulse();
     // What this device asks and confirms says nothing of the leader: only what is heard counts.
     let mut silent_at = Instant::now() + SILENCE_MAX;
     loop {
@@ -227,6 +232,13 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
                 Err(_) => return Ok(End::Lost(format!("nothing was heard of device {peer} for {} s", SILENCE_MAX.as_secs()))),
             },
             Some(question) = questions.recv() => session.ask(question, questions).await?,
+            changed = pulse.changed() => match changed {
+                Ok(()) => {
+                    let pending = pulse.borrow_and_update().pending_ends;
+                    session.push(pending).await?;
+                }
+                Err(_) => return Ok(End::Lost("the engine has ended".to_owned())),
+            },
             () = sleep_until(confirm_at), if session.confirm_at.is_some() => session.begin_confirming(),
             synced = session.syncing.join_next(), if !session.syncing.is_empty() => session.confirm(synced).await?,
         }
@@ -290,6 +302,10 @@ struct Session<'s> {
     confirm_at: Option<Instant>,
     /// Makes a position durable, beside the engine; one at a time.
     syncing: JoinSet<Result<Position, Error>>,
+    /// Id of the last pending change that was pushed on this channel.
+    pushed: i64,
+    /// Pushes that are not answered yet.
+    pushes: usize,
 }
 
 impl Session<'_> {
@@ -351,6 +367,14 @@ impl Session<'_> {
                 send(self.sender.as_mut(), &Message::History { runs: history, complete }).await?;
             }
             Message::NotLeader { leader, .. } => return Ok(Some(End::NotLeader(leader))),
+            Message::Pushed { lead, .. } if self.pushes > 0 => {
+                self.pushes -= 1;
+                if let Some(end) = self.adopt(lead).await? {
+                    return Ok(Some(end));
+                }
+                self.push(self.pending_ends()).await?;
+            }
+            Message::PushStopped { why, .. } => return Ok(Some(self.push_stopped(why))),
             Message::Diverged { common, top, .. } => {
                 return Ok(Some(End::Stopped(format!(
                     "the log here, up to {top}, parts from device {}'s after entry {common}; nothing was changed. \
@@ -377,6 +401,50 @@ impl Session<'_> {
         Ok(None)
     }
 
+    /// Pushes what is pending and was not pushed on this channel yet, as far as the leader keeps up with answering.
+    async fn push(&mut self, pending: Option<(i64, i64)>) -> Result<(), Error> {
+        let Some((_, last)) = pending else { return Ok(()) };
+        while let Some(max_seen) = self.lead
+            && self.pushed < last
+            && self.pushes < PUSHES_AHEAD
+        {
+            let after = self.pushed;
+            let step = move |driver: &mut Driver| {
+                // What is told of is durable first (rule D).
+                driver.store.sync()?;
+                let conn = driver.store.connection();
+                let Some(push) = pending::read(conn, driver.store.models(), after)? else { return Ok(None) };
+                Ok(Some((push, store::top(conn)?)))
+            };
+            let Some((push, position)) = self.shared.library.engine.step(step).await? else { return Ok(()) };
+            self.pushed = push.last_id;
+            self.pushes += 1;
+            send(self.sender.as_mut(), &Message::push(max_seen, position, &push.batch)).await?;
+        }
+        Ok(())
+    }
+
+    fn pending_ends(&self) -> Option<(i64, i64)> {
+        self.shared.library.engine.pulse().borrow().pending_ends
+    }
+
+    fn push_stopped(&self, why: PushStop) -> End {
+        let peer = self.peer;
+        match why {
+            // The next session begins with what is pending then.
+            PushStop::Gap { origin, expected } => End::Lost(format!(
+                "device {peer} lacks change {expected} of origin {origin}, which is not pending here; pulling first"
+            )),
+            PushStop::Diverged => {
+                End::Lost(format!("device {peer} does not know the log here; subscribing again"))
+            }
+            PushStop::Forked { origin, n } => End::Stopped(format!(
+                "device {peer}'s log holds another change {n} of origin {origin} than the one that is pending here; \
+                 nothing was changed. This database was restored or copied: keep a copy and let this device join anew"
+            )),
+        }
+    }
+
     /// Adopts the leader's term; `None` if this device may follow it.
     async fn adopt(&mut self, lead: Term) -> Result<Option<End>, Error> {
         if self.lead == Some(lead) {
@@ -397,6 +465,7 @@ impl Session<'_> {
             return Ok(Some(End::NotLeader(Some(seen.leader))));
         }
         self.lead = Some(lead);
+        self.push(self.pending_ends()).await?;
         Ok(None)
     }
 
@@ -451,6 +520,9 @@ impl Session<'_> {
             Applied::To(position) => {
                 self.applied = position;
                 self.show(lead, top);
+                if self.lead.replace(lead) != Some(lead) {
+                    self.push(self.pending_ends()).await?;
+                }
                 if self.confirm_at.is_none() {
                     let wait = if catching_up { CONFIRM_CATCHING_UP } else { CONFIRM_EVERY };
                     self.confirm_at = Some(Instant::now() + wait);

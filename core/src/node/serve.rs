@@ -13,13 +13,14 @@ use tokio::{
 
 use super::Shared;
 use crate::{
+    accept::{self, Accepted},
     engine::{Driver, Pulse, Tail},
     entry::{Run, common_prefix},
     error::Error,
     id::{DeviceId, Position, Seq, Term},
     store, term,
     transport::{Channel, MessageReceiver, MessageSender, TransportError},
-    wire::Message,
+    wire::{Columns, Message, PushStop, Unreadable},
 };
 
 /// How long a peer that opened a channel may take to say what it wants.
@@ -216,6 +217,8 @@ fn ascend(runs: &[Run]) -> bool {
 /// What the task that listens tells the one that sends.
 enum Heard {
     Asked,
+    /// To be answered with this.
+    Pushed(Message),
     Over(Result<(), Error>),
 }
 
@@ -256,6 +259,7 @@ async fn subscription(
             while let Ok(heard) = heard.try_recv() {
                 match heard {
                     Heard::Asked => send_top(shared, lead, top, sender.as_mut()).await?,
+                    Heard::Pushed(answer) => sender.send(answer.encode()).await?,
                     Heard::Over(end) => return end,
                 }
             }
@@ -265,6 +269,7 @@ async fn subscription(
             changed = pulse.changed() => if changed.is_err() { return Ok(()) },
             heard = heard.recv() => match heard {
                 Some(Heard::Asked) => send_top(shared, lead, top, sender.as_mut()).await?,
+                Some(Heard::Pushed(answer)) => sender.send(answer.encode()).await?,
                 Some(Heard::Over(end)) => return end,
                 None => return Ok(()),
             },
@@ -351,6 +356,15 @@ async fn listen(
                     note(&shared, peer, position).await;
                 }
             }
+            Ok(Message::Push { max_seen, position, batch }) => {
+                let answer = match take_push(&shared, lead, max_seen, position, batch).await {
+                    Ok(answer) => answer,
+                    Err(error) => break Err(error),
+                };
+                if tell.send(Heard::Pushed(answer)).await.is_err() {
+                    return;
+                }
+            }
             Ok(Message::Ask) => {
                 if tell.send(Heard::Asked).await.is_err() {
                     return;
@@ -364,6 +378,41 @@ async fn listen(
         }
     };
     let _ = tell.send(Heard::Over(end)).await;
+}
+
+/// Sequences what a follower pushed, and makes it durable before it is answered (rule D).
+async fn take_push(
+    shared: &Shared,
+    lead: Term,
+    max_seen: Term,
+    position: Position,
+    batch: Columns,
+) -> Result<Message, Error> {
+    let damaged = |e: Unreadable| Error::Damaged(format!("what was pushed: {e}"));
+    let batch = tokio::task::spawn_blocking(|| batch.into_batch())
+        .await
+        .map_err(|e| Error::Stopped { reason: e.to_string() })?
+        .map_err(damaged)?;
+    let step = move |driver: &mut Driver| {
+        let accepted = driver.enforcing(|tx| {
+            term::adopt(tx, max_seen)?;
+            accept::accept(tx, position, &batch)
+        })?;
+        driver.tell()?;
+        Ok(accepted)
+    };
+    Ok(match shared.library.engine.step(step).await? {
+        Accepted::To(top) => Message::Pushed { lead, top },
+        Accepted::Gap { origin, expected } => {
+            Message::PushStopped { lead, why: PushStop::Gap { origin, expected } }
+        }
+        Accepted::Diverged => Message::PushStopped { lead, why: PushStop::Diverged },
+        Accepted::Forked { origin, n } => Message::PushStopped { lead, why: PushStop::Forked { origin, n } },
+        Accepted::NotLeader(max_seen) => {
+            let leader = (max_seen > Term::ZERO).then_some(max_seen.leader);
+            Message::NotLeader { max_seen, leader }
+        }
+    })
 }
 
 /// A follower has heard of a higher term: this device does not lead any more (rule T). Its channels end with that.

@@ -8,7 +8,7 @@ use std::{cmp::Ordering, collections::BTreeSet};
 use crate::{model::Reducer, value::Value};
 
 /// The reduced value; `None` if a value is not of the reducer's kind.
-pub(super) fn reduce(reducer: Reducer, base: Option<&Value>, now: &Value, brought: &Value) -> Option<Value> {
+pub(crate) fn reduce(reducer: Reducer, base: Option<&Value>, now: &Value, brought: &Value) -> Option<Value> {
     match reducer {
         Reducer::Max => pick(now, brought, Ordering::Less),
         Reducer::Min => pick(now, brought, Ordering::Greater),

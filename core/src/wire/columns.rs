@@ -61,8 +61,11 @@ struct GroupHead {
     base: Position,
     seen: Vec<(Origin, OriginSeq)>,
     first_n: OriginSeq,
+    last_n: OriginSeq,
     first: Seq,
     last: Seq,
+    /// Number of the first change of it that is in this batch, which may be a part.
+    next_n: OriginSeq,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -189,11 +192,20 @@ impl Reader<'_> {
 impl Columns {
     /// Turns a batch into columns.
     pub(crate) fn of(batch: &Batch) -> Self {
+        Self::with_old_values(batch, |change| change.outcome.is_some())
+    }
+
+    /// Turns pushed changes into columns: each with what its changed fields held before.
+    pub(crate) fn of_push(batch: &Batch) -> Self {
+        Self::with_old_values(batch, |_| true)
+    }
+
+    fn with_old_values(batch: &Batch, of: impl Fn(&Change) -> bool) -> Self {
         let count = batch.entries.len();
         let mut columns = Self {
             after: batch.after,
             terms: Vec::new(),
-            groups: batch.groups.iter().map(GroupHead::of).collect(),
+            groups: heads(batch),
             kinds: Bytes(Vec::with_capacity(count)),
             numbered: Vec::new(),
             stamps: Vec::with_capacity(count),
@@ -239,9 +251,9 @@ impl Columns {
                         })
                     });
                     let index = u32::try_from(columns.shape_of.len()).unwrap_or(u32::MAX);
-                    if change.outcome.is_some() && change.old_values().is_some() {
+                    if let Some(old) = change.old_values().filter(|_| of(change)) {
                         columns.with_old.push(index);
-                        change.old_values().into_iter().flatten().for_each(|value| columns.spare.push(value));
+                        old.for_each(|value| columns.spare.push(value));
                     }
                     if let Some(outcome) = &change.outcome {
                         columns.outcomes.push(OutcomeHead::of(index, change, outcome));
@@ -308,6 +320,7 @@ impl Columns {
         let mut numbered = self.numbered.iter().flat_map(|(without, with)| {
             std::iter::repeat_n(false, *without as usize).chain(std::iter::repeat_n(true, *with as usize))
         });
+        let mut next_n: Vec<u64> = self.groups.iter().map(|head| head.next_n.0).collect();
         let groups: Vec<Group> = self.groups.into_iter().map(GroupHead::into_group).collect();
         check_groups(&groups, self.after.seq, Seq(self.after.seq.0 + count as u64)).map_err(bad)?;
         let mut members = self.members.into_iter();
@@ -336,9 +349,18 @@ impl Columns {
             }
             let head = groups.get(group).filter(|g| g.first <= seq);
             let n = match (numbered.next(), head) {
-                (Some(true), Some(head)) => Some(OriginSeq(head.first_n.0 + (seq.0 - head.first.0))),
+                (Some(true), Some(head)) => {
+                    let n = next_n[group];
+                    if n < head.first_n.0 || n > head.last_n.0 {
+                        return Err(bad("a change's number is not in its group"));
+                    }
+                    next_n[group] += 1;
+                    Some(OriginSeq(n))
+                }
                 (Some(false), None) => None,
                 (Some(true), None) => return Err(bad("a change is in no group")),
+                // What a cascade made has no number of its own.
+                (Some(false), Some(_)) if is_change(*kind) => None,
                 (Some(false), Some(_)) => return Err(bad("an entry of a group has no number")),
                 (None, _) => return Err(bad("an entry has neither number nor none")),
             };
@@ -399,6 +421,11 @@ impl Columns {
             };
             entries.push(Entry { seq, term, n, body });
         }
+        for (head, next_n) in groups.iter().zip(&next_n) {
+            if head.last <= Seq(self.after.seq.0 + count as u64) && *next_n != head.last_n.0 + 1 {
+                return Err(bad("a group has other numbers than it says"));
+            }
+        }
         let mut spare = self.spare.reader();
         outcomes::take(&mut entries, &self.with_old, self.outcomes, &mut spare).map_err(bad)?;
         let left_over = !spare.is_empty()
@@ -413,6 +440,21 @@ impl Columns {
         }
         Ok(Batch { after: self.after, entries, groups })
     }
+}
+
+/// The groups' heads, each with the first number that is in this batch.
+fn heads(batch: &Batch) -> Vec<GroupHead> {
+    let mut heads: Vec<GroupHead> = batch.groups.iter().map(GroupHead::of).collect();
+    if let Some(first) = heads.first_mut() {
+        // Only the first can have begun before.
+        let within = batch.entries.iter().filter(|e| e.seq >= first.first && e.seq <= first.last);
+        first.next_n = within.filter_map(|e| e.n).next().unwrap_or(first.first_n);
+    }
+    heads
+}
+
+fn is_change(kind: u8) -> bool {
+    kind == EntryKind::Upsert as u8 || kind == EntryKind::Delete as u8
 }
 
 /// A change travels as its author made it, with its outcome beside it.
@@ -435,8 +477,8 @@ fn check_groups(groups: &[Group], after: Seq, last: Seq) -> Result<(), &'static 
         if group.first > last || group.last <= after {
             return Err("a group has no entry among them");
         }
-        let largest = group.last.0.max(group.first_n.0).max(group.base.seq.0);
-        if group.first_n.0 == 0 || largest > NUMBER_MAX {
+        let largest = group.last.0.max(group.last_n.0).max(group.base.seq.0);
+        if group.first_n.0 == 0 || group.last_n < group.first_n || largest > NUMBER_MAX {
             return Err("a group's numbers are over the limits");
         }
         let part = group.first <= after || group.last > last;
@@ -475,13 +517,13 @@ impl ShapeHead {
 
 impl GroupHead {
     fn of(group: &Group) -> Self {
-        let Group { origin, device, tag, base, seen, first_n, first, last } = group.clone();
-        Self { origin, device, tag, base, seen, first_n, first, last }
+        let Group { origin, device, tag, base, seen, first_n, last_n, first, last } = group.clone();
+        Self { origin, device, tag, base, seen, first_n, last_n, first, last, next_n: first_n }
     }
 
     fn into_group(self) -> Group {
-        let Self { origin, device, tag, base, seen, first_n, first, last } = self;
-        Group { origin, device, tag, base, seen, first_n, first, last }
+        let Self { origin, device, tag, base, seen, first_n, last_n, first, last, next_n: _ } = self;
+        Group { origin, device, tag, base, seen, first_n, last_n, first, last }
     }
 }
 
@@ -508,6 +550,7 @@ mod tests {
             base: Position::EMPTY,
             seen: vec![(Origin(uuid::Uuid::from_u128(8)), OriginSeq(4))],
             first_n: OriginSeq(first_n),
+            last_n: OriginSeq(first_n + last - first),
             first: Seq(first),
             last: Seq(last),
         }

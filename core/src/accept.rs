@@ -1,0 +1,275 @@
+//! Accept: what a follower pushed goes into the log (rules S and Q). A leader step.
+//!
+//! Every change is decided against the log as it then is, its effect written to the tables, and one entry appended for
+//! it, with those of what the database cascaded. A change that the database does not take, or that is not its author's
+//! to make, has no effect; its entry keeps its values and says why. Changes of one atomic mark stand or fall together.
+//!
+//! Foreign keys are checked when the whole group is there, since its rows may refer to each other in a circle. A change
+//! that then refers to nothing is refused, and the group is gone through once more without it.
+
+use std::collections::HashMap;
+
+use crate::{
+    apply::{Writer, is_constraint},
+    entry::{Batch, Body, Change, Entry, EntryKind, Group, Outcome},
+    error::Error,
+    id::{Origin, OriginSeq, Position, Seq, Term},
+    layout::{Layouts, LogRow},
+    log::{self, Appender},
+    seal, standing,
+    store::{Replica, Tx, origin_row},
+    term,
+    value::Value,
+};
+
+/// What accepting a push came to.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Accepted {
+    /// All of it is in the log, which reaches to here.
+    To(Position),
+    /// The change before these is not in the log: nothing from it on was taken.
+    Gap {
+        /// Of the changes.
+        origin: Origin,
+        /// The number that would come next.
+        expected: OriginSeq,
+    },
+    /// The pusher's position is not in this log: nothing was taken.
+    Diverged,
+    /// This device does not lead: nothing was taken.
+    NotLeader(Term),
+    /// The log holds another change under a number that was pushed: nothing from it on was taken.
+    Forked {
+        /// Of the changes.
+        origin: Origin,
+        /// Its number.
+        n: OriginSeq,
+    },
+}
+
+/// Sequences pushed groups in their order. `position` is the top of the pusher's log. Their seqs say only which entries
+/// belong to which group.
+pub(crate) fn accept(tx: &mut Tx<'_>, position: Position, batch: &Batch) -> Result<Accepted, Error> {
+    let replica = tx.replica()?;
+    if !replica.is_leader() {
+        return Ok(Accepted::NotLeader(replica.max_seen));
+    }
+    seal::seal_all(tx)?;
+    if !term::holds(tx.conn, position)? {
+        return Ok(Accepted::Diverged);
+    }
+    // What the database cascades from here on is part of what was pushed.
+    tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 2 WHERE id = 1")?.execute([])?;
+    tx.conn.execute_batch("PRAGMA defer_foreign_keys = ON")?;
+    let mut stopped = None;
+    for group in &batch.groups {
+        let changes: Vec<(OriginSeq, &Change)> = changes_of(batch, group).collect();
+        match fresh_of(tx, group, &changes)? {
+            Fresh::Changes(known) => accept_group(tx, group, &changes[known..])?,
+            Fresh::Stopped(why) => {
+                stopped = Some(why);
+                break;
+            }
+        }
+    }
+    tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 0 WHERE id = 1")?.execute([])?;
+    match stopped {
+        Some(why) => Ok(why),
+        None => Ok(Accepted::To(tx.replica()?.top)),
+    }
+}
+
+fn changes_of<'b>(batch: &'b Batch, group: &'b Group) -> impl Iterator<Item = (OriginSeq, &'b Change)> {
+    let entries = batch.entries.iter().filter(|e| e.seq >= group.first && e.seq <= group.last);
+    entries.filter_map(|entry| match &entry.body {
+        Body::Change(change) => Some((entry.n?, change)),
+        _ => None,
+    })
+}
+
+enum Fresh {
+    /// All but this many first ones, which the log has.
+    Changes(usize),
+    Stopped(Accepted),
+}
+
+/// Which of a group's changes the log does not have yet; decided before anything of it is appended.
+fn fresh_of(tx: &Tx<'_>, group: &Group, changes: &[(OriginSeq, &Change)]) -> Result<Fresh, Error> {
+    let row = origin_row(tx.conn, group.origin, group.device)?;
+    let have = log::vector(tx.conn, row)?;
+    let known = changes.iter().take_while(|(n, _)| *n <= have).count();
+    if let Some((n, _)) = changes[..known].iter().find(|(n, _)| {
+        // Below the floor nothing is left to compare with.
+        matches!(log::tag_of(tx.conn, row, *n), Ok(Some(tag)) if tag != group.tag)
+    }) {
+        return Ok(Fresh::Stopped(Accepted::Forked { origin: group.origin, n: *n }));
+    }
+    let expected = OriginSeq(have.0 + 1);
+    if changes.get(known).is_some_and(|(n, _)| *n != expected) {
+        return Ok(Fresh::Stopped(Accepted::Gap { origin: group.origin, expected }));
+    }
+    Ok(Fresh::Changes(known))
+}
+
+/// Takes a group, going through it again for as long as that shows more that cannot be.
+fn accept_group(tx: &mut Tx<'_>, group: &Group, changes: &[(OriginSeq, &Change)]) -> Result<(), Error> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let mut refused = Refused::new();
+    loop {
+        tx.conn.execute_batch("SAVEPOINT accepted")?;
+        let pass = Pass::run(tx, group, changes, &refused)?;
+        let found = pass.found_unsound(tx, changes, &refused)?;
+        if found.is_empty() {
+            tx.conn.execute_batch("RELEASE accepted")?;
+            return Ok(());
+        }
+        tx.conn.execute_batch("ROLLBACK TO accepted; RELEASE accepted")?;
+        // Numbers that were made on the way are gone with it.
+        tx.numbers.forget();
+        refused.extend(found);
+    }
+}
+
+/// By index of the change: why it is refused.
+type Refused = HashMap<usize, String>;
+
+/// One way through a group.
+struct Pass {
+    /// Refused by the database on the way.
+    refused: Refused,
+    /// Changes that wrote or deleted their row.
+    wrote: Vec<(usize, Change)>,
+}
+
+impl Pass {
+    fn run(
+        tx: &mut Tx<'_>,
+        group: &Group,
+        changes: &[(OriginSeq, &Change)],
+        refused: &Refused,
+    ) -> Result<Self, Error> {
+        let Replica { max_seen: term, top, clock, .. } = tx.replica()?;
+        let mut pass = Self { refused: Refused::new(), wrote: Vec::new() };
+        let mut layouts = Layouts::new(tx.models);
+        let (mut seq, mut clock) = (top.seq, clock);
+        let (first_n, last_n) = (changes[0].0, changes[changes.len() - 1].0);
+        // The group's row stands before its entries do: what one of them wrote is looked up by it for the next.
+        let row = origin_row(tx.conn, group.origin, group.device)?;
+        let open = Group { first_n, last_n, first: seq.next(), last: Seq(i64::MAX as u64), ..group.clone() };
+        log::push_group(tx.conn, &open, row, clock)?;
+        for (i, (n, change)) in changes.iter().enumerate() {
+            let outcome = match refused.get(&i) {
+                Some(reason) => Some(Outcome::refused(reason.clone())),
+                None => standing::outcome(tx, &mut layouts, group, *n, change)?,
+            };
+            let mut change = Change { outcome: outcome.map(Box::new), ..(*change).clone() };
+            let derived = pass.write(tx, i, &mut change)?;
+            clock = clock.max(change.stamp);
+            let mut appender = Appender::new(tx, Position { term, seq })?;
+            let body = Body::Change(change);
+            seq = seq.next();
+            push(&mut appender, &Entry { seq, term, n: Some(*n), body })?;
+            for change in derived {
+                seq = seq.next();
+                push(&mut appender, &Entry { seq, term, n: None, body: Body::Change(change) })?;
+            }
+        }
+        log::close_group(tx.conn, open.first, seq, clock)?;
+        Ok(pass)
+    }
+
+    /// Writes what the change comes to; what the database does not take is refused. What it cascaded.
+    fn write(&mut self, tx: &Tx<'_>, i: usize, change: &mut Change) -> Result<Vec<Change>, Error> {
+        if change.effect() == EntryKind::Noop {
+            return Ok(Vec::new());
+        }
+        let Some(mut writer) = Writer::new(tx, &change.shape)? else { return Ok(Vec::new()) };
+        tx.conn.prepare_cached("SAVEPOINT written")?.execute([])?;
+        let written = writer.replace(change);
+        match written {
+            Ok(()) => tx.conn.prepare_cached("RELEASE written")?.execute([])?,
+            Err(error) if is_constraint(&error) => {
+                tx.conn.execute_batch("ROLLBACK TO written; RELEASE written")?;
+                let reason = not_taken(&error);
+                self.refused.insert(i, reason.clone());
+                change.outcome = Some(Box::new(Outcome::refused(reason)));
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(error),
+        };
+        let derived = seal::derived(tx, &change.shape.model, &change.record)?
+            .into_iter()
+            .map(|derived| Change { stamp: change.stamp, actor: change.actor.clone(), ..derived })
+            .collect();
+        self.wrote.push((i, change.clone()));
+        Ok(derived)
+    }
+
+    /// What this way through has shown that must be refused in the next: rows that refer to nothing, and what shares an
+    /// atomic mark with a change that is refused.
+    fn found_unsound(
+        &self,
+        tx: &Tx<'_>,
+        changes: &[(OriginSeq, &Change)],
+        refused: &Refused,
+    ) -> Result<Refused, Error> {
+        let mut found = Refused::new();
+        for (i, change) in &self.wrote {
+            if let Some(reason) = left_unsound(tx, change)? {
+                found.insert(*i, reason);
+            }
+        }
+        let all = |i: &usize| {
+            found.get(i).or_else(|| self.refused.get(i)).or_else(|| refused.get(i)).map(String::as_str)
+        };
+        let mut marked: HashMap<&str, &str> = HashMap::new();
+        for (i, (_, change)) in changes.iter().enumerate() {
+            if let (Some(mark), Some(reason)) = (change.mark.as_deref(), all(&i)) {
+                marked.entry(mark).or_insert(reason);
+            }
+        }
+        let mut with_them = Refused::new();
+        for (i, (_, change)) in changes.iter().enumerate() {
+            if let Some(reason) = change.mark.as_deref().and_then(|mark| marked.get(mark))
+                && all(&i).is_none()
+            {
+                with_them.insert(i, format!("a change that it stands or falls with was refused: {reason}"));
+            }
+        }
+        found.extend(with_them);
+        // Refused on the way alone is done with, unless others fall with it: then both must hold in the next pass.
+        if !found.is_empty() {
+            found.extend(self.refused.clone());
+        }
+        Ok(found)
+    }
+}
+
+fn push(appender: &mut Appender<'_>, entry: &Entry) -> Result<(), Error> {
+    match &entry.body {
+        Body::Change(change) => appender.push_change(entry, change, &LogRow::of(change), None),
+        _ => appender.push(entry),
+    }
+}
+
+fn not_taken(error: &Error) -> String {
+    match error {
+        Error::Database { source, .. } => format!("the leader's database does not take it: {source}"),
+        other => other.to_string(),
+    }
+}
+
+/// Why what the change did to its record cannot stay, now that the whole group is there; `None` if it can.
+fn left_unsound(tx: &Tx<'_>, change: &Change) -> Result<Option<String>, Error> {
+    let Some(model) = tx.models.iter().find(|m| m.descriptor.id == change.shape.model) else {
+        return Ok(None);
+    };
+    let key: Vec<Value> = change.shape.key.iter().map(|&i| change.row[i].clone()).collect();
+    match change.effect() {
+        EntryKind::Upsert => model.references.refers_to_nothing(tx.conn, &key),
+        EntryKind::Delete => model.references.is_referred_to(tx.conn, &key),
+        _ => Ok(None),
+    }
+}

@@ -1,0 +1,221 @@
+//! What the log holds of a record, as the resolver asks for it: the row that stands, and who wrote it since a change's
+//! base. Read by the index over the records; how long the log is does not matter.
+
+use std::sync::Arc;
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::{
+    entry::{Change, EntryKind, Group, Outcome, Shape},
+    error::Error,
+    id::{DeviceId, Origin, OriginSeq, Seq},
+    layout::{Layouts, RecordId, last_logged},
+    log::changed_fields,
+    resolve::{self, Action, Arriving, Author, Effect, Rules, Standing, Written, Wrote},
+    store::{Model, Tx},
+    value::Value,
+};
+
+/// Decides what becomes of a change of `group`, its number `n`, against the log as it is. `None`: it comes to what its
+/// author made of the record.
+pub(crate) fn outcome(
+    tx: &Tx<'_>,
+    layouts: &mut Layouts<'_>,
+    group: &Group,
+    n: OriginSeq,
+    change: &Change,
+) -> Result<Option<Outcome>, Error> {
+    let Some(model) = tx.models.iter().find(|m| m.descriptor.id == change.shape.model) else {
+        // A model that this release does not have is kept and handed on.
+        return Ok(None);
+    };
+    let number = tx.numbers.of(tx.conn, &change.shape)?.model;
+    let mut known = Known::read(tx, layouts, number, change, group, n)?;
+    let own_shape = *model.shape == *change.shape;
+    let arriving_row = known.in_fields_of(model, &change.shape, &change.row);
+    let before = change.before.as_ref().map(|before| known.in_fields_of(model, &change.shape, before));
+    let fields = if own_shape { change.fields.clone() } else { Some(named_fields(model, change)) };
+    let arriving = Arriving {
+        by: author(change, group, n),
+        existed: change.existed,
+        action: match change.kind {
+            EntryKind::Delete => Action::Delete,
+            _ => Action::Upsert { row: &arriving_row, fields: fields.as_deref() },
+        },
+        before: before.as_deref(),
+    };
+    let written = known.written();
+    let standing =
+        Standing { row: known.row.as_deref(), since: &written, may_be_forgotten: known.may_be_forgotten };
+    let resolved = resolve::resolve(&Rules::of(&model.descriptor), &standing, &arriving);
+    Ok(match resolved {
+        Err(refusal) => Some(Outcome::refused(refusal.to_string())),
+        Ok(resolution) if own_shape && came_as_made(change, &resolution) => None,
+        Ok(resolution) => Some(Outcome {
+            effect: in_shape_of(change, model, resolution.effect),
+            dropped: resolution.dropped,
+            refused: None,
+        }),
+    })
+}
+
+fn author(change: &Change, group: &Group, n: OriginSeq) -> Author {
+    // Roles come with pairing; until then all devices have the same.
+    Author { rank: change.stamp, origin: group.origin, n, device: group.device, role: 0 }
+}
+
+fn came_as_made(change: &Change, resolution: &resolve::Resolution) -> bool {
+    resolution.dropped.is_empty()
+        && match (&resolution.effect, change.kind) {
+            (Effect::Gone, EntryKind::Delete) => true,
+            (Effect::Row { row, fields }, EntryKind::Upsert) => {
+                *row == change.row && *fields == change.fields
+            }
+            _ => false,
+        }
+}
+
+impl Outcome {
+    /// A change that has no effect, for this reason.
+    pub(crate) fn refused(reason: String) -> Self {
+        Self { effect: Effect::None, dropped: Vec::new(), refused: Some(reason) }
+    }
+}
+
+/// Indices, in the model's fields, of what the change wrote.
+fn named_fields(model: &Model, change: &Change) -> Vec<u16> {
+    let wrote = |name: &String| {
+        let at = change.shape.fields.iter().position(|f| f == name);
+        let at = at.and_then(|at| u16::try_from(at).ok());
+        at.is_some_and(|at| change.fields.as_ref().is_none_or(|fields| fields.contains(&at)))
+    };
+    (0..).zip(&model.shape.fields).filter(|(_, name)| wrote(name)).map(|(i, _)| i).collect()
+}
+
+/// The effect in the change's own fields: those that this release does not know stay as their author made them.
+fn in_shape_of(change: &Change, model: &Model, effect: Effect) -> Effect {
+    let Effect::Row { row, fields } = effect else { return effect };
+    if *model.shape == *change.shape {
+        return Effect::Row { row, fields };
+    }
+    let place = |name: &String| model.shape.fields.iter().position(|f| f == name);
+    let values = change.shape.fields.iter().zip(&change.row);
+    let row = values.map(|(name, own)| place(name).map_or_else(|| own.clone(), |i| row[i].clone())).collect();
+    Effect::Row { row, fields: change.fields.clone() }
+}
+
+/// The record in the log.
+struct Known<'c> {
+    row: Option<Vec<Value>>,
+    since: Vec<(Author, bool, Did)>,
+    may_be_forgotten: bool,
+    change: &'c Change,
+}
+
+enum Did {
+    Delete,
+    All,
+    Fields(Vec<u16>),
+}
+
+impl<'c> Known<'c> {
+    fn read(
+        tx: &Tx<'_>,
+        layouts: &mut Layouts<'_>,
+        number: i64,
+        change: &'c Change,
+        group: &Group,
+        n: OriginSeq,
+    ) -> Result<Self, Error> {
+        let model = tx.models.iter().find(|m| m.descriptor.id == change.shape.model);
+        let shape = model.map_or(&change.shape, |m| &m.shape);
+        let said = last_logged(tx.conn, layouts, number, &change.record)?;
+        let row = said.as_ref().and_then(|said| said.row_as(shape)).map(|row| {
+            let fill = |i: usize| model.and_then(|m| m.fills.get(i)).cloned().unwrap_or_default();
+            row.into_iter().enumerate().map(|(i, v)| v.cloned().unwrap_or_else(|| fill(i))).collect()
+        });
+        let mut since = Vec::new();
+        let mut statement = tx.conn.prepare_cached(
+            "SELECT seq, kind, n, coalesce(rank, stamp), layout, fields FROM sync_entry
+             WHERE model = ?1 AND record = ?2 AND seq > ?3 AND kind IN (1, 2) ORDER BY seq",
+        )?;
+        let mut rows = statement.query(params![number, RecordId(&change.record), group.base.seq.0])?;
+        while let Some(entry) = rows.next()? {
+            let seq = Seq(entry.get(0)?);
+            let kind: i64 = entry.get(1)?;
+            let by = writer(tx, seq, entry.get::<_, Option<u64>>(2)?, entry.get(3)?)?;
+            let did = match (kind, entry.get::<_, Option<String>>(5)?) {
+                (2, _) => Did::Delete,
+                (_, None) => Did::All,
+                (_, Some(names)) => {
+                    let layout = Arc::clone(layouts.get(tx.conn, entry.get(4)?)?);
+                    let fields = changed_fields(&layout, names.as_bytes())?;
+                    Did::Fields(indices_in(shape, &layout, &fields))
+                }
+            };
+            let seen = (by.origin == group.origin && by.n < n)
+                || group.seen.iter().any(|(origin, upto)| *origin == by.origin && by.n <= *upto);
+            since.push((by, seen, did));
+        }
+        drop(rows);
+        let has_tombstone = matches!(since.last(), Some((_, _, Did::Delete)));
+        let horizon: u64 = tx
+            .conn
+            .prepare_cached("SELECT gc_horizon FROM sync_replica WHERE id = 1")?
+            .query_row([], |row| row.get(0))?;
+        let may_be_forgotten = row.is_none() && !has_tombstone && group.base.seq.0 < horizon;
+        Ok(Self { row, since, may_be_forgotten, change })
+    }
+
+    fn written(&self) -> Vec<Written<'_>> {
+        let wrote = |did| match did {
+            &Did::Delete => Wrote::Nothing,
+            &Did::All => Wrote::All,
+            Did::Fields(fields) => Wrote::Fields(fields),
+        };
+        self.since.iter().map(|(by, seen, did)| Written { by: *by, seen: *seen, wrote: wrote(did) }).collect()
+    }
+
+    /// A row of the change in the model's fields: what its author's release did not have is what stands, or the fill.
+    fn in_fields_of(&mut self, model: &Model, shape: &Arc<Shape>, row: &[Value]) -> Vec<Value> {
+        if *model.shape == **shape || self.change.kind == EntryKind::Delete {
+            return row.to_vec();
+        }
+        let standing = self.row.as_ref().unwrap_or(&model.fills);
+        let fields = model.shape.fields.iter().zip(standing);
+        fields
+            .map(|(name, stands)| match shape.fields.iter().position(|f| f == name) {
+                Some(i) => row[i].clone(),
+                None => stands.clone(),
+            })
+            .collect()
+    }
+}
+
+fn indices_in(shape: &Shape, layout: &Shape, fields: &[u16]) -> Vec<u16> {
+    let name = |field: &u16| layout.fields.get(usize::from(*field));
+    let place =
+        |name: &String| shape.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());
+    fields.iter().filter_map(name).filter_map(place).collect()
+}
+
+/// Whose change an entry is. One that a cascade made has no number of its own: it counts as its group's.
+fn writer(tx: &Tx<'_>, seq: Seq, n: Option<u64>, rank: u64) -> Result<Author, Error> {
+    let row: Option<(String, String, u64)> = tx
+        .conn
+        .prepare_cached(
+            "SELECT o.origin, o.device, g.last_n FROM sync_group g JOIN sync_origin o ON o.id = g.origin
+             WHERE g.first <= ?1 ORDER BY g.first DESC LIMIT 1",
+        )?
+        .query_row([seq.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    let damaged = || Error::Damaged(format!("entry {seq} is in no group"));
+    let (origin, device, last_n) = row.ok_or_else(damaged)?;
+    Ok(Author {
+        rank,
+        origin: Origin(origin.parse().map_err(|_| damaged())?),
+        n: OriginSeq(n.unwrap_or(last_n)),
+        device: DeviceId::parse(&device).ok_or_else(damaged)?,
+        role: 0,
+    })
+}

@@ -1,0 +1,270 @@
+//! Everyone writes, the leader decides: what a follower wrote, online or not, reaches the leader, is decided by the
+//! model's policy against what its author had not seen, and comes back to everyone the same.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use tidelog::LibraryBuilder;
+use tidelog_tests::{
+    scene::{Device, Scene, number, text},
+    small::{TABLES, item, person, team},
+};
+
+/// A note of which each field counts by itself, and whose count adds up.
+#[allow(unreachable_pub, reason = "SeaORM has entities public")]
+mod note {
+    use sea_orm::entity::prelude::*;
+    use tidelog::Syncable;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
+    #[sea_orm(table_name = "notes")]
+    #[sync(model = "note", merge = "fields")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: String,
+        pub title: String,
+        pub body: String,
+        #[sync(merge = "sum")]
+        pub count: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+}
+
+const NOTES: &str = "CREATE TABLE notes (id TEXT NOT NULL PRIMARY KEY, title TEXT NOT NULL, body TEXT NOT NULL, count INTEGER NOT NULL)";
+
+fn schema() -> String {
+    format!("{}; {NOTES}", TABLES.join("; "))
+}
+
+fn register(builder: LibraryBuilder) -> LibraryBuilder {
+    builder.model::<item::Entity>().model::<team::Entity>().model::<person::Entity>().model::<note::Entity>()
+}
+
+/// A scene in which both hold what `before` wrote on the leader.
+async fn scene(before: &str) -> Scene {
+    let scene = Scene::set(&schema(), register).await;
+    if !before.is_empty() {
+        scene.leader.sql(before).await;
+    }
+    scene.level().await;
+    scene
+}
+
+/// The follower goes offline; both write; it comes back, and both are level.
+async fn apart(mut scene: Scene, on_leader: &[&str], on_follower: &[&str]) -> Scene {
+    let closed = scene.follower.close().await;
+    for sql in on_leader {
+        scene.leader.sql(sql).await;
+    }
+    scene.leader.library.barrier().await.unwrap();
+    let db = closed.connect().await;
+    for sql in on_follower {
+        sea_orm::ConnectionTrait::execute_unprepared(&db, sql).await.unwrap();
+    }
+    db.close().await.unwrap();
+    scene.follower = closed.reopen(register).await.unwrap();
+    scene.follower.start(&scene.network).await;
+    scene.follower.library.barrier().await.unwrap();
+    scene
+}
+
+/// Every table says the same on both, satisfies its foreign keys, and nothing waits.
+fn assert_agreed(scene: &Scene) {
+    for (table, columns) in [
+        ("items", "id, parent_id, name, place"),
+        ("teams", "*"),
+        ("people", "*"),
+        ("notes", "*"),
+        ("sync_log", "*"),
+    ] {
+        let both = (scene.leader.dump(table, columns), scene.follower.dump(table, columns));
+        assert_eq!(both.0, both.1, "table `{table}`");
+    }
+    for device in [&scene.leader, &scene.follower] {
+        assert_eq!(number(&device.file(), "SELECT count(*) FROM pragma_foreign_key_check"), 0);
+        assert_eq!(number(&device.file(), "SELECT count(*) FROM sync_pending"), 0);
+        assert_eq!(device.outbox(), 0);
+    }
+}
+
+fn notes(device: &Device) -> String {
+    text(
+        &device.file(),
+        "SELECT coalesce(group_concat(id || ' ' || title || ' ' || body || ' ' || count, ', '), '')
+         FROM (SELECT * FROM notes ORDER BY id)",
+    )
+}
+
+/// What became of the last entry of a record: the object beside it, empty where it came as its author made it.
+fn change_of(device: &Device, record: &str) -> String {
+    let sql = format!(
+        "SELECT coalesce(change, '') FROM sync_entry WHERE record = '{record}' ORDER BY seq DESC LIMIT 1"
+    );
+    text(&device.file(), &sql)
+}
+
+#[tokio::test]
+async fn what_a_follower_writes_reaches_everybody() {
+    let scene = scene("INSERT INTO notes VALUES ('n', 'title', 'body', 1)").await;
+    let late = scene.join(3, &schema(), register).await;
+    scene.follower.sql("INSERT INTO notes VALUES ('m', 'mine', '', 0)").await;
+    scene.follower.sql("UPDATE notes SET title = 'changed' WHERE id = 'n'").await;
+    scene.follower.sql("DELETE FROM notes WHERE id = 'm'").await;
+    scene.follower.library.barrier().await.unwrap();
+    assert_eq!(notes(&scene.leader), "n changed body 1");
+    late.library.barrier().await.unwrap();
+    assert_eq!(notes(&late), "n changed body 1");
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
+async fn two_followers_write_and_end_with_the_same() {
+    let scene = scene("INSERT INTO notes VALUES ('n', 'title', 'body', 10)").await;
+    let other = scene.join(3, &schema(), register).await;
+    other.reached(&scene.leader).await;
+    for i in 0..20 {
+        scene.follower.sql("UPDATE notes SET count = count + 1 WHERE id = 'n'").await;
+        other.sql("UPDATE notes SET count = count + 100 WHERE id = 'n'").await;
+        scene.leader.sql(&format!("INSERT INTO notes VALUES ('l{i}', '', '', 0)")).await;
+        other.sql(&format!("INSERT INTO notes VALUES ('o{i}', '', '', 0)")).await;
+    }
+    for device in [&scene.follower, &other, &scene.leader, &scene.follower, &other] {
+        device.library.barrier().await.unwrap();
+    }
+    assert_eq!(number(&scene.leader.file(), "SELECT count FROM notes WHERE id = 'n'"), 10 + 20 + 2000);
+    assert_eq!(number(&scene.leader.file(), "SELECT count(*) FROM notes"), 41);
+    assert_eq!(other.dump("notes", "*"), scene.leader.dump("notes", "*"));
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
+async fn different_fields_merge_and_the_same_field_goes_to_the_later() {
+    let scene = scene("INSERT INTO notes VALUES ('n', 'title', 'body', 10)").await;
+    let scene = apart(
+        scene,
+        &["UPDATE notes SET title = 'leader', count = 11 WHERE id = 'n'"],
+        &["UPDATE notes SET title = 'follower', body = 'new', count = 15 WHERE id = 'n'"],
+    )
+    .await;
+    assert_eq!(notes(&scene.leader), "n follower new 16");
+    let change = change_of(&scene.leader, "n");
+    assert!(change.contains(r#""dropped":[{"field":"title","loser":"local"}]"#), "{change}");
+    assert!(change.contains(r#""old":["title","body",10]"#), "{change}");
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
+async fn the_later_change_of_a_record_stands_and_the_other_is_in_the_log() {
+    let scene = scene("INSERT INTO items (id, name) VALUES ('a', 'first')").await;
+    let scene = apart(
+        scene,
+        &["UPDATE items SET name = 'leader' WHERE id = 'a'"],
+        &["UPDATE sync_ctl SET clock = 1000", "UPDATE items SET name = 'follower' WHERE id = 'a'"],
+    )
+    .await;
+    assert_eq!(text(&scene.follower.file(), "SELECT name FROM items"), "leader", "its clock was behind");
+    let change = change_of(&scene.follower, "a");
+    assert!(change.contains(r#""dropped":[{"field":"name","loser":"remote"}]"#), "{change}");
+    assert!(change.contains("follower"), "nothing saved is lost: {change}");
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
+async fn a_deletion_stands_over_an_update_it_had_not_seen_and_the_other_way_round() {
+    let scene = scene("INSERT INTO items (id, name) VALUES ('a', 'first'), ('b', 'first')").await;
+    let scene = apart(
+        scene,
+        &["DELETE FROM items WHERE id = 'a'", "UPDATE items SET name = 'leader' WHERE id = 'b'"],
+        &["UPDATE items SET name = 'follower' WHERE id = 'a'", "DELETE FROM items WHERE id = 'b'"],
+    )
+    .await;
+    assert_eq!(number(&scene.follower.file(), "SELECT count(*) FROM items"), 0);
+    assert!(change_of(&scene.leader, "a").contains("follower"));
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
+async fn a_record_that_was_deleted_comes_back_only_when_somebody_who_knew_makes_it_again() {
+    let scene = scene("INSERT INTO notes VALUES ('n', 'old', '', 0)").await;
+    scene.leader.sql("DELETE FROM notes WHERE id = 'n'").await;
+    scene.level().await;
+    scene.follower.sql("INSERT INTO notes VALUES ('n', 'again', '', 0)").await;
+    scene.follower.library.barrier().await.unwrap();
+    assert_eq!(notes(&scene.leader), "n again  0");
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
+async fn two_that_give_the_same_unique_value_agree_on_one_and_keep_the_other() {
+    let scene = scene("").await;
+    let scene = apart(
+        scene,
+        &["INSERT INTO items (id, name, place) VALUES ('l', 'leader', 1)"],
+        &[
+            "INSERT INTO items (id, name, place) VALUES ('f', 'follower', 1)",
+            "INSERT INTO items (id, name, place) VALUES ('g', 'other', 2)",
+        ],
+    )
+    .await;
+    assert_eq!(
+        text(&scene.follower.file(), "SELECT group_concat(id) FROM (SELECT id FROM items ORDER BY id)"),
+        "g,l"
+    );
+    let change = change_of(&scene.follower, "f");
+    assert!(change.contains("the leader's database does not take it: UNIQUE"), "{change}");
+    assert!(change.contains("follower"), "{change}");
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
+async fn a_child_whose_parent_was_deleted_is_refused_and_a_whole_family_is_not() {
+    let scene = scene("INSERT INTO items (id, name) VALUES ('p', 'parent'), ('q', 'stays')").await;
+    let scene = apart(
+        scene,
+        &["DELETE FROM items WHERE id = 'p'"],
+        &[
+            "INSERT INTO items (id, name, parent_id) VALUES ('c', 'child', 'p')",
+            "INSERT INTO items (id, name, parent_id) VALUES ('d', 'child', 'q')",
+            // A circle, each of which refers to the other.
+            "BEGIN; INSERT INTO teams VALUES ('t', 'team', 'm'); INSERT INTO people VALUES ('m', 'person', 't'); COMMIT",
+        ],
+    )
+    .await;
+    assert_eq!(
+        text(&scene.leader.file(), "SELECT group_concat(id) FROM (SELECT id FROM items ORDER BY id)"),
+        "d,q"
+    );
+    let change = change_of(&scene.leader, "c");
+    assert!(change.contains("refers to a row of `items` that is not there"), "{change}");
+    assert_eq!(text(&scene.leader.file(), "SELECT lead_id FROM teams"), "m");
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
+async fn what_the_leaders_database_cascades_goes_with_the_deletion() {
+    let scene = scene(
+        "INSERT INTO items (id, name, parent_id) VALUES ('p', 'parent', NULL), ('c', 'child', 'p'), ('d', 'child', 'c')",
+    )
+    .await;
+    let scene = apart(
+        scene,
+        &["INSERT INTO items (id, name, parent_id) VALUES ('e', 'new child', 'd')"],
+        &["DELETE FROM items WHERE id = 'p'"],
+    )
+    .await;
+    assert_eq!(number(&scene.follower.file(), "SELECT count(*) FROM items"), 0);
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
+async fn a_second_coming_sends_nothing() {
+    let scene = scene("INSERT INTO notes VALUES ('n', 'title', 'body', 1)").await;
+    let scene =
+        apart(scene, &[], &["UPDATE notes SET title = 'mine'", "INSERT INTO notes VALUES ('m', '', '', 0)"])
+            .await;
+    let entries = scene.leader.log();
+    let scene = apart(scene, &[], &[]).await;
+    assert_eq!(scene.leader.log(), entries);
+    assert_agreed(&scene);
+}
