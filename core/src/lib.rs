@@ -67,6 +67,7 @@
 //! | the application's connection, writes that stay here, writes that belong together | [`Connection`] |
 //! | hooks of one's own beside tidelog's | [`Hooks`], [`behavior`] |
 //! | migrations of the application | [`migrate`](fn@migrate) |
+//! | a database that was there before: integer keys to UUIDs | [`migration`] |
 //! | opening, joining, waiting, shutting down | [`Library`], [`LibraryBuilder`] |
 //! | what a user interface shows | [`Status`], [`AppliedChange`] |
 //! | two devices in an application's own tests | `testing`, with the feature of that name |
@@ -103,6 +104,7 @@ mod layout;
 mod library;
 mod log;
 mod migrate;
+pub mod migration;
 pub mod model;
 mod node;
 pub mod notice;
