@@ -97,14 +97,14 @@ pub struct IntegerKeys {
     namespace: Uuid,
     tables: Vec<String>,
     references: Vec<(String, String, String)>,
-    tell: Option<Arc<dyn Fn(Step<'_>) + Send + Sync>>,
+    tell: Arc<dyn Fn(Step<'_>) + Send + Sync>,
 }
 
 impl IntegerKeys {
     /// Begins with no table. Give copies of one database the same namespace, and any other database another: the
     /// [front page](self) says why.
     pub fn new(namespace: Uuid) -> Self {
-        Self { namespace, tables: Vec::new(), references: Vec::new(), tell: None }
+        Self { namespace, tables: Vec::new(), references: Vec::new(), tell: Arc::new(|_| ()) }
     }
 
     /// Names a table whose `INTEGER PRIMARY KEY` becomes a UUID. Declared foreign keys to it are found by themselves.
@@ -130,7 +130,7 @@ impl IntegerKeys {
     /// Is called at the beginning of every step, on the thread of the migration.
     #[must_use]
     pub fn progress(mut self, tell: impl Fn(Step<'_>) + Send + Sync + 'static) -> Self {
-        self.tell = Some(Arc::new(tell));
+        self.tell = Arc::new(tell);
         self
     }
 }
@@ -271,11 +271,7 @@ fn convert(
     keys: &IntegerKeys,
     backup: &mut Backup,
 ) -> Result<Report, KeysError> {
-    let tell = |step: Step<'_>| {
-        if let Some(tell) = &keys.tell {
-            tell(step);
-        }
-    };
+    let tell = &*keys.tell;
     tell(Step::Checking);
     refuse_library(conn, path)?;
     let plan = Plan::make(conn, keys)?;
@@ -285,14 +281,14 @@ fn convert(
 
     tell(Step::Copying);
     backup.write()?;
-    change::make(conn, &plan, &tell)?;
+    change::make(conn, &plan, tell)?;
 
     tell(Step::Validating);
     validate::after(conn, &plan, &before)?;
     let report = report(conn, &plan, &before, backup)?;
 
-    tell(Step::Committing);
     backup.place()?;
+    tell(Step::Committing);
     conn.execute_batch("COMMIT").map_err(KeysError::during("the commit"))?;
     Ok(report)
 }

@@ -5,6 +5,7 @@
 //! each file readable by itself; the example in `tests/examples`.
 
 pub mod cabinet;
+pub mod counted;
 pub mod devices;
 pub mod file_manager;
 pub mod scene;

@@ -86,3 +86,93 @@ fn counts_are_gone(conn: &Connection, plan: &Plan) -> Result<(), KeysError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::migration::IntegerKeys;
+
+    const SCHEMA: &str = "
+        CREATE TABLE tags (id INTEGER PRIMARY KEY AUTOINCREMENT, label TEXT);
+        CREATE TABLE notes (
+            id INTEGER PRIMARY KEY, tag_id INTEGER REFERENCES tags (id), text TEXT, size AS (length(text)) STORED);
+        CREATE INDEX by_text ON notes (text);
+        CREATE TABLE other (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+        CREATE VIEW texts AS SELECT text FROM notes;
+        CREATE TRIGGER gone AFTER DELETE ON other BEGIN SELECT 1; END;
+        INSERT INTO tags VALUES (1, 'a'), (2, 'b');
+        INSERT INTO notes VALUES (1, 1, 'x'), (2, 2, 'y'), (3, NULL, 'z');
+        INSERT INTO other VALUES ('k', 1), ('l', 2.5);";
+
+    /// Makes the change, then does something to it, and validates.
+    fn tampered(with: &str) -> Result<(), KeysError> {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA legacy_alter_table = ON").unwrap();
+        conn.execute_batch(SCHEMA).unwrap();
+        let keys = IntegerKeys::new(Uuid::nil()).table("tags").table("notes");
+        let plan = Plan::make(&conn, &keys).unwrap();
+        let before = Fingerprint::take(&conn, &plan, When::Before).unwrap();
+        change::make(&conn, &plan, &|_| ()).unwrap();
+        conn.execute_batch(with).unwrap();
+        after(&conn, &plan, &before)
+    }
+
+    #[test]
+    fn whatever_is_not_as_it_should_be_is_a_doubt() {
+        tampered("").unwrap();
+        for (with, doubt) in [
+            ("DELETE FROM notes WHERE text = 'z'", "table `notes` had 3 rows and would have 2"),
+            ("INSERT INTO other VALUES ('m', NULL)", "table `other` had 2 rows and would have 3"),
+            (
+                "UPDATE notes SET text = 'Y' WHERE text = 'y'",
+                "the values of `text` in table `notes` would not be",
+            ),
+            (
+                "UPDATE other SET value = 1.0 WHERE key = 'k'",
+                "the values of `value` in table `other` would not be",
+            ),
+            (
+                "UPDATE notes SET rowid = 9 WHERE text = 'z'",
+                "the values of `rowid` in table `notes` would not be",
+            ),
+            (
+                "UPDATE notes SET tag_id = (SELECT id FROM tags WHERE label = 'b') WHERE tag_id IS NOT NULL",
+                "the values of `tag_id` in table `notes` would not be",
+            ),
+            ("UPDATE notes SET tag_id = NULL", "the values of `tag_id` in table `notes` would not be"),
+            (
+                "UPDATE notes SET tag_id = id",
+                "`tag_id` in table `notes` would hold something that is no key of `tags`",
+            ),
+            (
+                "UPDATE notes SET id = randomblob(16)",
+                "`id` in table `notes` would hold something that is no key",
+            ),
+            (
+                "UPDATE notes SET tag_id = 1",
+                "`tag_id` in table `notes` would hold something that is no key of `tags`",
+            ),
+            ("DROP INDEX by_text", "the schema of index `by_text` would not be what was planned"),
+            (
+                "CREATE INDEX more ON notes (tag_id)",
+                "the schema of index `more` would not be what was planned",
+            ),
+            ("DROP TRIGGER gone", "the schema of trigger `gone` would not be what was planned"),
+            (
+                "ALTER TABLE notes ADD COLUMN more",
+                "the schema of table `notes` would not be what was planned",
+            ),
+            ("INSERT INTO sqlite_sequence VALUES ('tags', 2)", "table `tags` would still count its keys"),
+        ] {
+            let text = tampered(with).unwrap_err().to_string();
+            assert!(text.starts_with(&format!("validation found that {doubt}")), "{with}: {text}");
+            assert!(
+                text.contains(
+                    "; everything was rolled back, and the database is byte for byte as it was. Look"
+                )
+            );
+        }
+    }
+}
