@@ -34,6 +34,13 @@ pub(crate) fn folder() -> Result<TempDir, Failure> {
 /// The baseline: SeaORM without tidelog, set up as tidelog sets its connections up. One connection, which is its best
 /// for a single writer: more would read anew what another one wrote.
 pub(crate) async fn plain(path: &Path) -> Result<DatabaseConnection, Failure> {
+    let db = bare(path, None).await?;
+    db.execute_unprepared(TABLE).await?;
+    Ok(db)
+}
+
+/// The same without a table, and with a page cache of so many KiB.
+pub(crate) async fn bare(path: &Path, cache_kib: Option<u32>) -> Result<DatabaseConnection, Failure> {
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -44,6 +51,10 @@ pub(crate) async fn plain(path: &Path) -> Result<DatabaseConnection, Failure> {
         .pragma("recursive_triggers", "ON")
         .pragma("temp_store", "MEMORY")
         .disable_statement_logging();
+    let options = match cache_kib {
+        Some(kib) => options.pragma("cache_size", format!("-{kib}")),
+        None => options,
+    };
     let pool = SqlitePoolOptions::new()
         .max_connections(1)
         .test_before_acquire(false)
@@ -51,9 +62,7 @@ pub(crate) async fn plain(path: &Path) -> Result<DatabaseConnection, Failure> {
         .idle_timeout(None)
         .connect_with(options)
         .await?;
-    let db = SqlxSqliteConnector::from_sqlx_sqlite_pool(pool);
-    db.execute_unprepared(TABLE).await?;
-    Ok(db)
+    Ok(SqlxSqliteConnector::from_sqlx_sqlite_pool(pool))
 }
 
 /// A database with tidelog, its library opened and not started.

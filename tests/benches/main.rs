@@ -15,6 +15,7 @@ mod capture;
 mod database;
 mod devices;
 mod entry;
+mod integer_keys;
 mod latency;
 mod memory;
 mod process;
@@ -86,6 +87,7 @@ const GROUPS: &[Group] = &[
     Group { names: latency::NAMES, run: |options| Box::pin(latency::run(options)) },
     Group { names: resolver::NAMES, run: |options| Box::pin(resolver::run(options)) },
     Group { names: memory::NAMES, run: |options| Box::pin(memory::run(options)) },
+    Group { names: integer_keys::NAMES, run: |options| Box::pin(integer_keys::run(options)) },
     Group { names: build::NAMES, run: |options| Box::pin(build::run(options)) },
 ];
 
