@@ -34,14 +34,19 @@ pub(crate) fn folder() -> Result<TempDir, Failure> {
 /// The baseline: SeaORM without tidelog, set up as tidelog sets its connections up. One connection, which is its best
 /// for a single writer: more would read anew what another one wrote.
 pub(crate) async fn plain(path: &Path) -> Result<DatabaseConnection, Failure> {
-    let db = bare(path, None).await?;
+    let db = pool(1, options(path)).await?;
     db.execute_unprepared(TABLE).await?;
     Ok(db)
 }
 
-/// The same without a table, and with a page cache of so many KiB.
-pub(crate) async fn bare(path: &Path, cache_kib: Option<u32>) -> Result<DatabaseConnection, Failure> {
-    let options = SqliteConnectOptions::new()
+/// SeaORM without tidelog over a database that is there, to read from: with two connections, since one is still on its
+/// way back into the pool when the next query wants it, each with a page cache of so many KiB.
+pub(crate) async fn plain_readers(path: &Path, cache_kib: u32) -> Result<DatabaseConnection, Failure> {
+    pool(2, options(path).pragma("cache_size", format!("-{cache_kib}"))).await
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
@@ -50,13 +55,12 @@ pub(crate) async fn bare(path: &Path, cache_kib: Option<u32>) -> Result<Database
         .foreign_keys(true)
         .pragma("recursive_triggers", "ON")
         .pragma("temp_store", "MEMORY")
-        .disable_statement_logging();
-    let options = match cache_kib {
-        Some(kib) => options.pragma("cache_size", format!("-{kib}")),
-        None => options,
-    };
+        .disable_statement_logging()
+}
+
+async fn pool(connections: u32, options: SqliteConnectOptions) -> Result<DatabaseConnection, Failure> {
     let pool = SqlitePoolOptions::new()
-        .max_connections(1)
+        .max_connections(connections)
         .test_before_acquire(false)
         .max_lifetime(None)
         .idle_timeout(None)

@@ -25,6 +25,7 @@ pub(crate) const NAMES: &[&str] = &[
     "integer_keys/join",
     "integer_keys/range",
     "integer_keys/count",
+    "integer_keys/all",
     "integer_keys/by_key_raw",
     "integer_keys/join_raw",
     "integer_keys/range_raw",
@@ -36,9 +37,10 @@ pub(crate) const NAMES: &[&str] = &[
 const ENTRIES: usize = 100_000;
 const IN_DIRECTORY: usize = 20;
 const LOCATIONS: u64 = 4;
-const ROUNDS: usize = 15;
+/// Many short ones: what else a machine does is then in both of a pair, or in few of them.
+const ROUNDS: usize = 60;
 /// Queries of a round.
-const QUERIES: usize = 400;
+const QUERIES: usize = 100;
 /// Rows of one page.
 const PAGE: u64 = 50;
 const SEED: u64 = 3;
@@ -195,8 +197,8 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Row>, Failure> {
     // Both are read as a copy lays them out; how a file came to be can be felt in the reads of it.
     database::copy(&made, &old)?;
     database::copy(&migrated, &new)?;
-    let mut rows = seaorm(options, &old, &new, entries).await?;
-    rows.extend(prepared(options, &old, &new, entries).await?);
+    let mut rows = seaorm(&old, &new, entries).await?;
+    rows.extend(prepared(&old, &new, entries).await?);
     let seconds = report.took.as_secs_f64();
     rows.push(Row::new("integer_keys/migration", "s", (seconds, None, None), Bar::None));
     Ok(rows)
@@ -250,16 +252,14 @@ fn named(keys: &[i64]) -> Vec<Uuid> {
     keys.iter().map(|&key| uuid_for(NAMESPACE, "entries", key)).collect()
 }
 
-async fn seaorm(options: &Options, old: &Path, new: &Path, entries: usize) -> Result<Vec<Row>, Failure> {
-    let (old, new) =
-        (database::bare(old, Some(CACHE_KIB)).await?, database::bare(new, Some(CACHE_KIB)).await?);
+async fn seaorm(old: &Path, new: &Path, entries: usize) -> Result<Vec<Row>, Failure> {
+    let old = database::plain_readers(old, CACHE_KIB).await?;
+    let new = database::plain_readers(new, CACHE_KIB).await?;
     let mut lines = Vec::new();
+    // What one query of each kind takes together, round by round.
+    let (mut all_after, mut all_before) = (vec![0.0; ROUNDS + 1], vec![0.0; ROUNDS + 1]);
     for (query, name) in ALL {
-        let name = format!("integer_keys/{name}");
-        if !options.wants(&name) {
-            continue;
-        }
-        eprintln!("{name} …");
+        eprintln!("integer_keys/{name} …");
         let (mut rows_before, mut rows_after) = (0, 0);
         let taken = Rounds::take(
             ROUNDS,
@@ -267,25 +267,30 @@ async fn seaorm(options: &Options, old: &Path, new: &Path, entries: usize) -> Re
                 let keys = named(&asked(query, entries, round));
                 let began = Instant::now();
                 rows_after += after::ask(&new, query, &keys).await?;
+                all_after[round] += per_query(began);
                 Ok(per_query(began))
             },
             async |round| {
                 let keys = asked(query, entries, round);
                 let began = Instant::now();
                 rows_before += before::ask(&old, query, &keys).await?;
+                all_before[round] += per_query(began);
                 Ok(per_query(began))
             },
         )
         .await?;
         same_rows(rows_before, rows_after)?;
+        let name = format!("integer_keys/{name}");
         lines.push(Row::new(name, "µs", taken.figures(), Bar::RatioAtMost(RATIO_MAX)));
     }
+    let all = Rounds::of(all_after, all_before).figures();
+    lines.push(Row::new("integer_keys/all", "µs", all, Bar::RatioAtMost(RATIO_MAX)));
     old.close().await?;
     new.close().await?;
     Ok(lines)
 }
 
-async fn prepared(options: &Options, old: &Path, new: &Path, entries: usize) -> Result<Vec<Row>, Failure> {
+async fn prepared(old: &Path, new: &Path, entries: usize) -> Result<Vec<Row>, Failure> {
     let (old, new) = (database::observer(old)?, database::observer(new)?);
     for db in [&old, &new] {
         db.pragma_update(None, "cache_size", -i64::from(CACHE_KIB))?;
@@ -293,9 +298,6 @@ async fn prepared(options: &Options, old: &Path, new: &Path, entries: usize) -> 
     let mut lines = Vec::new();
     for (query, name) in ALL {
         let name = format!("integer_keys/{name}_raw");
-        if !options.wants(&name) {
-            continue;
-        }
         let (mut rows_before, mut rows_after) = (0, 0);
         let taken = Rounds::take(
             ROUNDS,
