@@ -55,7 +55,8 @@
 //! It does not read what the application's own code, its views and its triggers *do* with keys; [`Report::to_review`]
 //! names the views and triggers to look at. Constraints, generated columns and indexes that calculate with a key are
 //! refused, as are full-text tables over a converted one. The file is not packed: it holds free pages of about the
-//! size of the old tables, which SQLite uses again, or `VACUUM` returns.
+//! size of the old tables, which SQLite uses again, or `VACUUM` returns. On Windows a file of more than 1 GiB cannot be
+//! copied while SQLite has it locked, and is refused.
 
 mod backup;
 mod change;
@@ -71,6 +72,7 @@ mod validate;
 
 use std::{
     fmt,
+    fs::File,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -218,23 +220,38 @@ pub fn integer_keys_to_uuids(database: impl AsRef<Path>, keys: &IntegerKeys) -> 
     if keys.tables.is_empty() {
         return Err(KeysError::NoTable);
     }
-    let _lock = library::lock(&path)?;
-    // Declared before the connection, so that it is dropped behind it.
-    let mut backup = Backup::of(&path)?;
-    let conn = take(&path)?;
-    match convert(&conn, &path, keys, &mut backup) {
+    let mut taken = Taken::take(&path)?;
+    match convert(&mut taken, &path, keys) {
         Ok(report) => {
-            // The connection's end does the same; this way an error does not matter.
-            let _ = conn.query_row("PRAGMA main.wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+            // The connection's end does the same, but says nothing of errors; here they do not matter either.
+            let _ = taken.conn.query_row("PRAGMA main.wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
             Ok(Report { took: began.elapsed(), ..report })
         }
         Err(error) => {
-            if !conn.is_autocommit() {
+            if !taken.conn.is_autocommit() {
                 // What it leaves undone shows below, when the file is compared with its copy.
-                let _ = conn.execute_batch("ROLLBACK");
+                let _ = taken.conn.execute_batch("ROLLBACK");
             }
-            Err(backup.undo(error, &path))
+            Err(taken.backup.undo(error, &path))
         }
+    }
+}
+
+/// A database that nobody else can read or write.
+///
+/// The order matters. On Unix, closing *any* handle of a file lets go of all locks that the process has on it: so the
+/// backup opens the file when SQLite has it alone, and closes it when SQLite no longer needs its locks.
+struct Taken {
+    conn: Connection,
+    backup: Backup,
+    _lock: File,
+}
+
+impl Taken {
+    fn take(path: &Path) -> Result<Self, KeysError> {
+        let lock = library::lock(path)?;
+        let conn = take(path)?;
+        Ok(Self { backup: Backup::of(path)?, conn, _lock: lock })
     }
 }
 
@@ -265,12 +282,8 @@ fn take(path: &Path) -> Result<Connection, KeysError> {
 }
 
 /// All of it, within the transaction that is open, commit included.
-fn convert(
-    conn: &Connection,
-    path: &Path,
-    keys: &IntegerKeys,
-    backup: &mut Backup,
-) -> Result<Report, KeysError> {
+fn convert(taken: &mut Taken, path: &Path, keys: &IntegerKeys) -> Result<Report, KeysError> {
+    let Taken { conn, backup, .. } = taken;
     let tell = &*keys.tell;
     tell(Step::Checking);
     refuse_library(conn, path)?;

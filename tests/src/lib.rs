@@ -15,3 +15,8 @@ pub mod small;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
+
+/// Keeps the code in the docs compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/existing-data.md")]
+pub struct ExistingData;

@@ -24,8 +24,7 @@ const CHUNK: usize = 64 * 1024;
 
 /// A database file and its copy.
 pub(super) struct Backup {
-    /// Open for as long as SQLite holds its locks: on Unix, closing *any* handle of a file lets go of all locks that the
-    /// process has on it.
+    /// Must be opened when SQLite has the file locked, and closed behind SQLite's own handle: see [`Taken`](super::Taken).
     database: File,
     unfinished: PathBuf,
     pub(super) path: PathBuf,

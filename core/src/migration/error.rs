@@ -44,6 +44,12 @@ pub enum KeysError {
     #[error("no table was named whose keys are to become UUIDs; nothing was changed. Name at least one")]
     NoTable,
 
+    /// It was done before. An application that asks for the migration at every start goes on here.
+    #[error(
+        "the keys of all tables that were named are UUIDs already; nothing was changed. There is nothing to do"
+    )]
+    AlreadyUuids,
+
     /// Something in the schema cannot be carried over, or is not what was asked for.
     #[error("{what} stands in the way: {reason}; nothing was changed. {remedy}")]
     Unsuitable {

@@ -43,6 +43,9 @@ impl Plan {
         let reading = || KeysError::during("reading the schema");
         let tables = schema::tables(conn).map_err(reading())?;
         let objects = schema::objects(conn).map_err(reading())?;
+        if keys.tables.iter().all(|name| has_uuids(&tables, name)) {
+            return Err(KeysError::AlreadyUuids);
+        }
         let references = References::of(&tables, &objects, keys)?;
         let mut rebuilds = Vec::new();
         for (i, table) in tables.iter().enumerate() {
@@ -139,7 +142,7 @@ impl Rebuild {
                 remedy: "Rename one of them",
             });
         }
-        let uuid_type = if table.is_strict { rewrite::STRICT_UUID_TYPE } else { rewrite::UUID_TYPE };
+        let uuid_type = rewrite::uuid_type(table.is_strict);
         let Some(sql) = rewrite::table(&table.sql, &converted, uuid_type) else {
             return Err(KeysError::Unsuitable {
                 what: format!("table `{}`", table.name),
@@ -283,6 +286,15 @@ fn declared(tables: &[Table]) -> Vec<(Place, Place)> {
 
 fn place_of(tables: &[Table], name: &str) -> Option<usize> {
     tables.iter().position(|table| table.name.eq_ignore_ascii_case(name))
+}
+
+/// Whether the key of a table is what this migration makes of one.
+fn has_uuids(tables: &[Table], name: &str) -> bool {
+    let table = place_of(tables, name).map(|i| &tables[i]);
+    table.is_some_and(|table| match table.key()[..] {
+        [key] => key.declared == rewrite::uuid_type(table.is_strict),
+        _ => false,
+    })
 }
 
 fn table_named(tables: &[Table], objects: &[Object], name: &str) -> Result<usize, KeysError> {

@@ -10,9 +10,9 @@ use std::ops::Range;
 use super::token::{Kind, Token, closing, parts, tokens};
 
 /// The type that SeaORM's migrations give a UUID on SQLite. It holds the sixteen bytes as a blob.
-pub(super) const UUID_TYPE: &str = "uuid_text";
+const UUID_TYPE: &str = "uuid_text";
 /// The same in a STRICT table, which knows no other types than SQLite's own.
-pub(super) const STRICT_UUID_TYPE: &str = "BLOB";
+const STRICT_UUID_TYPE: &str = "BLOB";
 
 /// Words that end a column's type.
 const CONSTRAINTS: [&str; 11] = [
@@ -39,6 +39,11 @@ pub(super) struct Converted {
     pub(super) target: String,
     /// It was the rowid, so it was never NULL.
     pub(super) is_rowid: bool,
+}
+
+/// How a column that holds UUIDs is declared.
+pub(super) fn uuid_type(is_strict: bool) -> &'static str {
+    if is_strict { STRICT_UUID_TYPE } else { UUID_TYPE }
 }
 
 /// The text of a table with the types of these columns changed; `None` where a column cannot be found in it.

@@ -63,7 +63,7 @@ fn schema_is_as_planned(conn: &Connection, plan: &Plan) -> Result<(), KeysError>
 fn expected(before: &Table, rebuild: Option<&Rebuild>) -> Table {
     let mut table = before.clone();
     let Some(rebuild) = rebuild else { return table };
-    let uuid_type = if table.is_strict { rewrite::STRICT_UUID_TYPE } else { rewrite::UUID_TYPE };
+    let uuid_type = rewrite::uuid_type(table.is_strict);
     table.sql.clone_from(&rebuild.sql);
     if rebuild.key().is_some() {
         table.alias = None;

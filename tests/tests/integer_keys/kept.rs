@@ -75,6 +75,23 @@ fn the_schema_keeps_every_text_but_the_types_of_keys_and_references() {
 }
 
 #[test]
+fn names_may_be_as_odd_as_sqlite_allows() {
+    let place = Place::with(
+        "CREATE TABLE \"my \"\"notes\"\", (all)\" (\"the id,\" INTEGER PRIMARY KEY, [in] INTEGER REFERENCES \"my \"\"notes\"\", (all)\");
+         CREATE TABLE `order` (`primary` INTEGER REFERENCES [my \"notes\", (all)] (\"the id,\"), größe, 'check' INT);
+         CREATE INDEX \"a.b\" ON `order` (größe, `primary`) WHERE `primary` NOTNULL;
+         INSERT INTO \"my \"\"notes\"\", (all)\" VALUES (1, NULL), (2, 1);
+         INSERT INTO `order` VALUES (2, 'x', 1), (NULL, 'y', 2);",
+    );
+    let report =
+        place.migrate(&keys(&["MY \"Notes\", (all)"]).reference("order", "CHECK", "my \"notes\", (all)"));
+    let rewritten: Vec<u64> = report.references.iter().map(|reference| reference.rewritten).collect();
+    assert_eq!(rewritten, [1, 1, 2]);
+    let joined = "SELECT count(*) FROM `order` o JOIN [my \"notes\", (all)] n ON n.\"the id,\" IN (o.\"primary\", o.\"check\")";
+    assert_eq!(place.one::<i64>(joined), 3);
+}
+
+#[test]
 fn an_integer_key_that_stays_goes_on_counting_where_it_was() {
     let place = Place::with(
         "CREATE TABLE tags (id INTEGER PRIMARY KEY AUTOINCREMENT);

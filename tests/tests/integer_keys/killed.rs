@@ -26,6 +26,7 @@ impl Child {
             .env("TIDELOG_TEST_STEP", step.unwrap_or(u64::MAX).to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn();
         Self(child.unwrap(), None)
     }
@@ -36,6 +37,13 @@ impl Child {
         let is_there = said.lines().map_while(Result::ok).any(|line| line.ends_with("is there"));
         assert!(is_there, "the child ended without having been where it was to stop");
         self
+    }
+
+    /// Waits for its end.
+    pub(crate) fn succeeds(mut self) -> bool {
+        // Waiting closes it otherwise, and the child would take its parent for gone.
+        let _stdin = self.0.stdin.take();
+        self.0.wait().unwrap().success()
     }
 
     /// `kill -9`.
@@ -60,7 +68,7 @@ fn child() {
     // A child whose parent is gone ends.
     std::thread::spawn(|| {
         let _ = std::io::stdin().read_line(&mut String::new());
-        std::process::exit(0);
+        std::process::exit(1);
     });
     let step = AtomicU64::new(0);
     let asked = match std::env::var("TIDELOG_TEST_TABLE").unwrap().as_str() {

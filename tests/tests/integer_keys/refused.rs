@@ -6,7 +6,7 @@ use rusqlite::Connection;
 use tidelog::migration::{IntegerKeys, KeysError, Step, integer_keys_to_uuids};
 use tidelog_tests::counted::NAMESPACE;
 
-use crate::{NOTES, Place, keys};
+use crate::{NOTES, Place, keys, killed::Child};
 
 #[test]
 fn a_row_that_cannot_be_carried_over_is_named() {
@@ -194,21 +194,27 @@ fn a_schema_that_cannot_be_carried_over_is_named() {
 
 #[test]
 fn a_database_that_somebody_has_open_is_left_alone() {
+    // Not `refused`, which reads the file: that would take the other connection's locks away (see `Taken`).
     let in_use = |place: &Place| {
-        let text = place.refused(&keys(&["tags"]));
+        let text = integer_keys_to_uuids(&place.file, &keys(&["tags"])).unwrap_err().to_string();
         let expected =
             "is in use by another connection; nothing was changed. Close the application's connections";
         assert!(text.contains(expected), "{text}");
     };
     let place = Place::with(NOTES);
+    let bytes = place.bytes();
     let writer = place.open();
     writer.execute_batch("BEGIN IMMEDIATE; INSERT INTO tags VALUES (3)").unwrap();
     in_use(&place);
+    // The refusal must leave it its locks: another process would find them gone.
+    assert!(!Child::start(&place.file, "tags", None).succeeds());
+    writer.execute_batch("ROLLBACK").unwrap();
     drop(writer);
     let reader = place.open();
     reader.execute_batch("BEGIN; SELECT * FROM tags").unwrap();
     in_use(&place);
     drop(reader);
+    assert!(place.bytes() == bytes);
 
     // With a write-ahead log even a connection that does nothing.
     place.run("PRAGMA journal_mode = WAL");
@@ -217,7 +223,20 @@ fn a_database_that_somebody_has_open_is_left_alone() {
     in_use(&place);
     drop(idle);
     place.migrate(&keys(&["tags", "notes"]));
-    let text = place.refused(&keys(&["tags"]));
+}
+
+#[test]
+fn what_was_migrated_before_is_told_apart_from_what_cannot_be() {
+    let place = Place::with(&format!("{NOTES} CREATE TABLE more (id INTEGER PRIMARY KEY)"));
+    place.migrate(&keys(&["tags", "notes"]));
+    let error = integer_keys_to_uuids(&place.file, &keys(&["notes", "tags"])).unwrap_err();
+    assert!(matches!(error, KeysError::AlreadyUuids), "{error}");
+    let text = place.refused(&keys(&["tags", "notes"]));
+    assert_eq!(
+        text,
+        "the keys of all tables that were named are UUIDs already; nothing was changed. There is nothing to do"
+    );
+    let text = place.refused(&keys(&["more", "tags"]));
     assert!(
         text.contains("its key `id` is declared `uuid_text`") && text.contains("migrated already"),
         "{text}"

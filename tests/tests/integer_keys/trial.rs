@@ -101,6 +101,10 @@ fn compare(place: &Place, seed: u64) {
         );
     }
     assert_eq!(one("SELECT count(*) FROM pragma_foreign_key_check"), 0);
+    if one("SELECT count(*) FROM old.sqlite_schema WHERE name = 'sqlite_stat1'") == 1 {
+        let analyzed = |schema: &str| one(&format!("SELECT count(DISTINCT tbl) FROM {schema}.sqlite_stat1"));
+        assert_eq!(analyzed("main"), analyzed("old"), "seed {seed}: the planner's statistics");
+    }
     for (table, column) in KEYS.into_iter().chain(REFERENCES.map(|(table, column, _)| (table, column))) {
         let other = format!(
             "SELECT count(*) FROM {table} WHERE {column} IS NOT NULL AND length(CAST({column} AS BLOB)) + (typeof({column}) = 'blob') <> 17"
