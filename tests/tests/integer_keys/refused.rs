@@ -1,6 +1,6 @@
 //! What is refused before anything is changed, and what is rolled back.
 
-use std::{fs, time::Duration};
+use std::{fs, io::Write, time::Duration};
 
 use rusqlite::Connection;
 use tidelog::migration::{IntegerKeys, KeysError, Step, integer_keys_to_uuids};
@@ -107,6 +107,13 @@ fn a_schema_that_cannot_be_carried_over_is_named() {
             "table `notes`",
             "`seen` is to refer to `notes`, whose keys were not named",
             "Name that table",
+        ),
+        (
+            "CREATE TABLE a (id INTEGER PRIMARY KEY REFERENCES b); CREATE TABLE b (id INTEGER PRIMARY KEY REFERENCES a)",
+            keys(&["a", "b"]),
+            "table `a`",
+            "the references of `id` lead in a circle",
+            "Let each column",
         ),
         (
             "",
@@ -360,4 +367,24 @@ fn what_fails_on_the_way_leaves_every_byte_as_it_was() {
         assert!(text.starts_with("rewriting table `notes` failed: there is already another table"), "{text}");
         assert!(text.ends_with("; the database is as it was"), "{text}");
     }
+}
+
+#[test]
+fn where_a_rollback_cannot_be_shown_to_be_whole_the_backup_stays_and_is_named() {
+    let place = Place::with(&format!("{NOTES} CREATE TABLE tidelog_integer_keys_1 (a)"));
+    let bytes = place.bytes();
+    let file = place.file.clone();
+    // Somebody who heeds no locks writes into the file meanwhile.
+    let meddle = move |step: Step<'_>| {
+        if let Step::Rewriting { number: 1, .. } = step {
+            fs::File::options().append(true).open(&file).unwrap().write_all(b"!").unwrap();
+        }
+    };
+    let error = integer_keys_to_uuids(&place.file, &keys(&["tags", "notes"]).progress(meddle)).unwrap_err();
+    let KeysError::NotAsBefore { backup, cause, .. } = &error else { panic!("{error}") };
+    assert!(matches!(**cause, KeysError::Database { .. }), "{cause}");
+    assert!(fs::read(backup).unwrap() == bytes);
+    let text = error.to_string();
+    assert!(text.contains("app.sqlite could not be shown to be as it was. The backup "), "{text}");
+    assert!(text.ends_with("if anything is wrong with it put the backup in its place"), "{text}");
 }
