@@ -65,6 +65,7 @@ mod error;
 mod fingerprint;
 mod key;
 mod plan;
+mod references;
 mod rewrite;
 mod schema;
 mod token;

@@ -168,7 +168,15 @@ fn a_schema_that_cannot_be_carried_over_is_named() {
             "CREATE VIRTUAL TABLE f USING fts5 (text, content='notes', content_rowid='id')",
             keys(&["notes"]),
             "virtual table `f`",
-            "it mentions table `notes`",
+            "it may find rows of table `notes` by their integer keys",
+            AGAIN,
+        ),
+        (
+            "CREATE VIRTUAL TABLE f USING fts5 (text);
+             CREATE TRIGGER t AFTER INSERT ON notes BEGIN INSERT INTO f (rowid, text) VALUES (NEW.id, NEW.text); END",
+            keys(&["notes"]),
+            "virtual table `f`",
+            "it may find rows of table `notes` by their integer keys",
             AGAIN,
         ),
         (
