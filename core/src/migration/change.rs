@@ -130,7 +130,7 @@ fn set_count(conn: &Connection, table: &str, count: i64) -> rusqlite::Result<()>
     Ok(())
 }
 
-/// The tables to be rebuilt of which the planner has statistics, which go with them.
+/// The tables to be rebuilt of which the planner has statistics, which will not be true of them any more.
 fn analyzed(conn: &Connection, plan: &Plan) -> Result<Vec<String>, KeysError> {
     let failed = || KeysError::during("reading the planner's statistics");
     let there = "SELECT 1 FROM main.sqlite_schema WHERE name = 'sqlite_stat1'";
