@@ -82,7 +82,7 @@ use std::{
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use uuid::Uuid;
 
-use crate::library;
+use crate::{capture::quote, library};
 use backup::Backup;
 pub use error::KeysError;
 use fingerprint::{Fingerprint, When};
@@ -330,9 +330,8 @@ fn report(
     let mut references = Vec::new();
     for rebuild in &plan.rebuilds {
         let table = &rebuild.table.name;
-        for converted in rebuild.converted.iter().filter(|c| !c.is_rowid || c.target != *table) {
-            let (column, name) = (crate::capture::quote(&converted.column), crate::capture::quote(table));
-            let sql = format!("SELECT count({column}) FROM main.{name}");
+        for converted in rebuild.references() {
+            let sql = format!("SELECT count({}) FROM main.{}", quote(&converted.column), quote(table));
             let rewritten = conn.query_row(&sql, [], |row| row.get(0));
             references.push(Rewritten {
                 table: table.clone(),

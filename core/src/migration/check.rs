@@ -28,11 +28,7 @@ pub(super) fn before(conn: &Connection, path: &Path, plan: &Plan) -> Result<(), 
     }
     // A foreign key says nothing of references that nobody declared, nor of one that is NULL in part.
     for rebuild in &plan.rebuilds {
-        for converted in rebuild
-            .converted
-            .iter()
-            .filter(|converted| converted.target != rebuild.table.name || !converted.is_rowid)
-        {
+        for converted in rebuild.references() {
             refuse_unmapped(conn, plan, rebuild, converted)?;
         }
     }

@@ -152,6 +152,12 @@ impl Rebuild {
         self.converted.iter().find(|converted| converted.column == column)
     }
 
+    /// Those that hold keys of other rows.
+    pub(super) fn references(&self) -> impl Iterator<Item = &Converted> {
+        let is_own_key = |converted: &Converted| converted.is_rowid && converted.target == self.table.name;
+        self.converted.iter().filter(move |converted| !is_own_key(converted))
+    }
+
     /// The key, if it is converted.
     pub(super) fn key(&self) -> Option<&Converted> {
         self.converted.iter().find(|converted| converted.is_rowid)
