@@ -54,9 +54,9 @@
 //!
 //! It does not read what the application's own code, its views and its triggers *do* with keys; [`Report::to_review`]
 //! names the views and triggers to look at. Constraints, generated columns and indexes that calculate with a key are
-//! refused, as are full-text tables over a converted one. The file is not packed: it holds free pages of about the
-//! size of the old tables, which SQLite uses again, or `VACUUM` returns. On Windows a file of more than 1 GiB cannot be
-//! copied while SQLite has it locked, and is refused.
+//! refused, as are full-text tables over a converted one or fed by its triggers. The file is not packed: it holds free
+//! pages of about the size of the old tables, which SQLite uses again, or `VACUUM` returns. On Windows a file of more
+//! than 1 GiB cannot be copied while SQLite has it locked, and is refused.
 
 mod backup;
 mod change;

@@ -24,7 +24,7 @@ const CHUNK: usize = 64 * 1024;
 
 /// A database file and its copy.
 pub(super) struct Backup {
-    /// Must be opened when SQLite has the file locked, and closed behind SQLite's own handle: see [`Taken`](super::Taken).
+    /// Opened when SQLite has the file locked, and closed behind SQLite's own handle: see [`Taken`](super::Taken).
     database: File,
     unfinished: PathBuf,
     pub(super) path: PathBuf,
