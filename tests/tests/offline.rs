@@ -3,9 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use sea_orm::{ConnectionTrait, TransactionSession, TransactionTrait};
 use tidelog::LibraryBuilder;
 use tidelog_tests::{
-    scene::{Device, Scene, number, text},
+    scene::{Device, Scene, WAIT_MAX, number, text},
     small::{TABLES, item, person, team},
 };
 
@@ -60,7 +61,7 @@ async fn apart(mut scene: Scene, on_leader: &[&str], on_follower: &[&str]) -> Sc
     scene.leader.library.barrier().await.unwrap();
     let db = closed.connect().await;
     for sql in on_follower {
-        sea_orm::ConnectionTrait::execute_unprepared(&db, sql).await.unwrap();
+        db.execute_unprepared(sql).await.unwrap();
     }
     db.close().await.unwrap();
     scene.follower = closed.reopen(register).await.unwrap();
@@ -267,4 +268,97 @@ async fn a_second_coming_sends_nothing() {
     let scene = apart(scene, &[], &[]).await;
     assert_eq!(scene.leader.log(), entries);
     assert_agreed(&scene);
+}
+
+/// A pseudo-random walk that is the same for the same seed (SplitMix64).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % sides
+    }
+
+    /// A write that a user might make, over few records, so that they meet. The database may refuse it.
+    fn write(&mut self) -> String {
+        let (a, b) = (self.roll(6), self.roll(6));
+        match self.roll(11) {
+            0 => format!("INSERT INTO items (id, name, place) VALUES ('i{a}', 'new', {b})"),
+            1 => format!("INSERT INTO items (id, name, parent_id) VALUES ('i{a}', 'child', 'i{b}')"),
+            2 => format!("UPDATE items SET name = 'name {}' WHERE id = 'i{a}'", self.roll(1000)),
+            3 => format!("UPDATE items SET place = {b} WHERE id = 'i{a}'"),
+            4 => format!("DELETE FROM items WHERE id = 'i{a}'"),
+            5 => format!("UPDATE notes SET count = count + {b} WHERE id = 'n{a}'"),
+            6 => format!("UPDATE notes SET title = 'title {}' WHERE id = 'n{a}'", self.roll(1000)),
+            7 => format!("UPDATE notes SET body = 'body {}' WHERE id = 'n{a}'", self.roll(1000)),
+            8 => format!("INSERT INTO notes VALUES ('n{a}', 'new', '', {b})"),
+            9 => format!("DELETE FROM notes WHERE id = 'n{a}'"),
+            _ => format!(
+                "INSERT INTO teams VALUES ('t{a}', 'team', 'm{b}'); INSERT INTO people VALUES ('m{b}', 'person', 't{a}')"
+            ),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_everybody_writes_all_end_with_the_same() {
+    for seed in 1..=SEEDS {
+        eprintln!("seed {seed}");
+        let mut dice = Dice(seed);
+        let mut scene =
+            scene("INSERT INTO notes VALUES ('n0', 'title', 'body', 0), ('n1', 'title', 'body', 0)").await;
+        let other = scene.join(3, &schema(), register).await;
+        other.reached(&scene.leader).await;
+        for _ in 0..60 {
+            let writer = [&scene.leader, &scene.follower, &other][dice.roll(3) as usize];
+            write_freely(&writer.db, &dice.write()).await;
+            if dice.roll(12) == 0 {
+                let writes: Vec<String> = (0..dice.roll(6)).map(|_| dice.write()).collect();
+                let closed = scene.follower.close().await;
+                for sql in (0..dice.roll(6)).map(|_| dice.write()).collect::<Vec<_>>() {
+                    write_freely(&scene.leader.db, &sql).await;
+                }
+                let db = closed.connect().await;
+                for sql in &writes {
+                    write_freely(&db, sql).await;
+                }
+                db.close().await.unwrap();
+                scene.follower = closed.reopen(register).await.unwrap();
+                scene.follower.start(&scene.network).await;
+            }
+        }
+        for device in [&scene.follower, &other, &scene.leader, &scene.follower, &other] {
+            let level = tokio::time::timeout(WAIT_MAX, device.library.barrier()).await;
+            let status = device.library.status().borrow().clone();
+            level.unwrap_or_else(|_| panic!("seed {seed}: not level: {status:?}")).unwrap();
+        }
+        assert_agreed(&scene);
+        for table in ["items", "teams", "people", "notes", "sync_log"] {
+            let columns = if table == "items" { "id, parent_id, name, place" } else { "*" };
+            assert_eq!(
+                other.dump(table, columns),
+                scene.leader.dump(table, columns),
+                "table `{table}`, seed {seed}"
+            );
+        }
+    }
+}
+
+/// Walks that are taken.
+const SEEDS: u64 = 20;
+
+/// A write that the database may refuse.
+async fn write_freely(db: &tidelog::Connection, sql: &str) {
+    let transaction = db.begin().await.unwrap();
+    for statement in sql.split("; ") {
+        if transaction.execute_unprepared(statement).await.is_err() {
+            transaction.rollback().await.unwrap();
+            return;
+        }
+    }
+    // What is checked at the end only may be refused there.
+    let _ = transaction.commit().await;
 }
