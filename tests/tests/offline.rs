@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use sea_orm::{ConnectionTrait, TransactionSession, TransactionTrait};
+use sea_orm::{ConnectionTrait, TransactionTrait};
 use tidelog::LibraryBuilder;
 use tidelog_tests::{
     scene::{Device, Scene, WAIT_MAX, number, text},
