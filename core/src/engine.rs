@@ -34,7 +34,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long the engine waits in this process's queue of writers before it relies on SQLite's own.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The engine rests for this many times as long as its seal held the writer.
-const REST: u32 = 8;
+const REST: u32 = 4;
+/// The same after a seal that held it for longer than [`LONG`], which writers of many rows notice.
+const REST_LONG: u32 = 8;
+const LONG: Duration = Duration::from_millis(2);
 /// After a failed seal, how long until the next.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Steps that may wait for the engine; whoever asks for one more waits for a place.
@@ -272,7 +275,8 @@ impl Driver {
                     Ok((more, held)) => {
                         // A backlog that nobody adds to is sealed without a pause.
                         let busy = self.gate.commits() != commits;
-                        (more, Instant::now() + if more && !busy { Duration::ZERO } else { held * REST })
+                        let rest = held * if held > LONG { REST_LONG } else { REST };
+                        (more, Instant::now() + if more && !busy { Duration::ZERO } else { rest })
                     }
                     Err(error) => {
                         tracing::warn!(%error, "a seal failed and will be tried again");
