@@ -38,6 +38,8 @@ pub(crate) enum Accepted {
     Diverged,
     /// This device does not lead: nothing was taken.
     NotLeader(Term),
+    /// What was pushed is nothing that a follower pushes: nothing was taken.
+    Unsound(&'static str),
     /// The log holds another change under a number that was pushed: nothing from it on was taken.
     Forked {
         /// Of the changes.
@@ -53,6 +55,9 @@ pub(crate) fn accept(tx: &mut Tx<'_>, position: Position, batch: &Batch) -> Resu
     let replica = tx.replica()?;
     if !replica.is_leader() {
         return Ok(Accepted::NotLeader(replica.max_seen));
+    }
+    if let Some(why) = unsound(tx, batch)? {
+        return Ok(Accepted::Unsound(why));
     }
     seal::seal_all(tx)?;
     if !term::holds(tx.conn, position)? {
@@ -79,6 +84,24 @@ pub(crate) fn accept(tx: &mut Tx<'_>, position: Position, batch: &Batch) -> Resu
     }
 }
 
+/// What is wrong with a push, whoever sent it; `None` if it can be looked at.
+fn unsound(tx: &Tx<'_>, batch: &Batch) -> Result<Option<&'static str>, Error> {
+    let is_sealed = |entry: &Entry| match &entry.body {
+        Body::Change(change) => entry.n.is_some() && change.outcome.is_none(),
+        _ => false,
+    };
+    if !batch.entries.iter().all(is_sealed) {
+        return Ok(Some("it holds what only a leader appends"));
+    }
+    for group in &batch.groups {
+        // A member may carry what another one sealed.
+        if !term::is_member(tx.conn, group.device)? {
+            return Ok(Some("it holds changes of a device that is no member"));
+        }
+    }
+    Ok(None)
+}
+
 fn changes_of<'b>(batch: &'b Batch, group: &'b Group) -> impl Iterator<Item = (OriginSeq, &'b Change)> {
     let entries = batch.entries.iter().filter(|e| e.seq >= group.first && e.seq <= group.last);
     entries.filter_map(|entry| match &entry.body {
@@ -98,11 +121,11 @@ fn fresh_of(tx: &Tx<'_>, group: &Group, changes: &[(OriginSeq, &Change)]) -> Res
     let row = origin_row(tx.conn, group.origin, group.device)?;
     let have = log::vector(tx.conn, row)?;
     let known = changes.iter().take_while(|(n, _)| *n <= have).count();
-    if let Some((n, _)) = changes[..known].iter().find(|(n, _)| {
+    for (n, _) in &changes[..known] {
         // Below the floor nothing is left to compare with.
-        matches!(log::tag_of(tx.conn, row, *n), Ok(Some(tag)) if tag != group.tag)
-    }) {
-        return Ok(Fresh::Stopped(Accepted::Forked { origin: group.origin, n: *n }));
+        if log::tag_of(tx.conn, row, *n)?.is_some_and(|tag| tag != group.tag) {
+            return Ok(Fresh::Stopped(Accepted::Forked { origin: group.origin, n: *n }));
+        }
     }
     let expected = OriginSeq(have.0 + 1);
     if changes.get(known).is_some_and(|(n, _)| *n != expected) {

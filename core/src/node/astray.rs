@@ -17,7 +17,7 @@ use crate::{
     status::Status,
     transport::{Channel, MemoryNetwork, MemoryTransport, Transport},
     value::Value,
-    wire::Message,
+    wire::{Message, PushStop},
 };
 
 #[allow(unreachable_pub, reason = "SeaORM has entities public")]
@@ -459,6 +459,54 @@ async fn a_leader_answers_nonsense_with_a_refusal_and_leads_on() {
     assert!(matches!(soon("the end", channel.receiver.receive()).await, Ok(None)));
     let status = bench.shows(|s| s.last_error.as_ref().is_some_and(|e| e.contains("history"))).await;
     assert_eq!((status.role, status.link), (Role::Leader, Link::Leading));
+}
+
+/// The change of [`batch`] as its author would push it, with this number and tag.
+fn pushed(n: u64, tag: u64) -> Batch {
+    let Batch { mut entries, mut groups, .. } = batch(&format!("text {n}"));
+    let mut entry = entries.remove(1);
+    (entry.seq, entry.term, entry.n) = (Seq(1), Term::ZERO, Some(OriginSeq(n)));
+    let group = &mut groups[0];
+    (group.device, group.tag) = (FOLLOWER, tag);
+    (group.first, group.last, group.first_n, group.last_n) = (Seq(1), Seq(1), OriginSeq(n), OriginSeq(n));
+    Batch { after: Position::EMPTY, entries: vec![entry], groups }
+}
+
+#[tokio::test]
+async fn a_push_takes_effect_once_and_a_gap_or_a_fork_not_at_all() {
+    let bench = Bench::leader().await;
+    let mut channel = soon("a channel", bench.mine.open(LEADER, bench.library.id())).await.unwrap();
+    let subscribe =
+        Message::Subscribe { max_seen: Term::ZERO, top: Position::EMPTY, history: vec![], complete: true };
+    channel.sender.send(subscribe.encode()).await.unwrap();
+    let mut answer = async |batch: &Batch| {
+        let push = Message::push(Term::ZERO, Position::EMPTY, batch).encode();
+        channel.sender.send(push).await.unwrap();
+        loop {
+            let bytes = soon("an answer", channel.receiver.receive()).await.unwrap().unwrap();
+            match Message::decode(&bytes).unwrap() {
+                Message::Entries { .. } | Message::Top { .. } => {}
+                answer => return answer,
+            }
+        }
+    };
+    assert!(matches!(answer(&pushed(1, 7)).await, Message::Pushed { .. }));
+    let top = bench.library.position().await.unwrap();
+    assert!(matches!(answer(&pushed(1, 7)).await, Message::Pushed { .. }), "known");
+    let gap = PushStop::Gap { origin: pushed(1, 7).groups[0].origin, expected: OriginSeq(2) };
+    assert!(matches!(answer(&pushed(3, 7)).await, Message::PushStopped { why, .. } if why == gap));
+    let fork = PushStop::Forked { origin: pushed(1, 7).groups[0].origin, n: OriginSeq(1) };
+    assert!(matches!(answer(&pushed(1, 8)).await, Message::PushStopped { why, .. } if why == fork));
+    let mut strangers = pushed(2, 7);
+    strangers.groups[0].device = DeviceId([9; 32]);
+    let Message::Refused { reason } = answer(&strangers).await else { panic!("taken") };
+    assert!(reason.contains("no member") && reason.contains("nothing was changed"), "{reason}");
+    let mut leaders = pushed(2, 7);
+    leaders.entries[0].body = Body::Member { device: DeviceId([9; 32]), stamp: 1, at: 1 };
+    let Message::Refused { reason } = answer(&leaders).await else { panic!("taken") };
+    assert!(reason.contains("only a leader appends"), "{reason}");
+    assert_eq!(bench.library.position().await.unwrap(), top, "one entry, whatever else was sent");
+    assert_eq!(bench.notes().await, 1);
 }
 
 #[tokio::test]

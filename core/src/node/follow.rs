@@ -346,8 +346,11 @@ impl Session<'_> {
     }
 
     async fn take(&mut self, message: Message, runs: &mut Vec<Run>) -> Result<Option<End>, Error> {
-        if let Message::Top { lead, .. } | Message::Diverged { lead, .. } | Message::BelowFloor { lead, .. } =
-            &message
+        if let Message::Top { lead, .. }
+        | Message::Pushed { lead, .. }
+        | Message::PushStopped { lead, .. }
+        | Message::Diverged { lead, .. }
+        | Message::BelowFloor { lead, .. } = &message
             && let Some(end) = self.foreign(*lead)
         {
             return Ok(Some(end));

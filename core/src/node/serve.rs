@@ -406,6 +406,11 @@ async fn take_push(
         Accepted::Gap { origin, expected } => {
             Message::PushStopped { lead, why: PushStop::Gap { origin, expected } }
         }
+        Accepted::Unsound(why) => {
+            let reason = format!("what was pushed is not taken: {why}; nothing was changed");
+            tracing::warn!(library = %shared.library.id, reason, "refused");
+            Message::Refused { reason }
+        }
         Accepted::Diverged => Message::PushStopped { lead, why: PushStop::Diverged },
         Accepted::Forked { origin, n } => Message::PushStopped { lead, why: PushStop::Forked { origin, n } },
         Accepted::NotLeader(max_seen) => {
