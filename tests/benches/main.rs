@@ -19,6 +19,7 @@ mod integer_keys;
 mod latency;
 mod memory;
 mod process;
+mod push;
 mod raw;
 mod report;
 mod resolver;
@@ -85,6 +86,7 @@ const GROUPS: &[Group] = &[
     Group { names: backlog::NAMES, run: |options| Box::pin(backlog::run(options)) },
     Group { names: writer::NAMES, run: |options| Box::pin(writer::run(options)) },
     Group { names: latency::NAMES, run: |options| Box::pin(latency::run(options)) },
+    Group { names: push::NAMES, run: |options| Box::pin(push::run(options)) },
     Group { names: resolver::NAMES, run: |options| Box::pin(resolver::run(options)) },
     Group { names: memory::NAMES, run: |options| Box::pin(memory::run(options)) },
     Group { names: integer_keys::NAMES, run: |options| Box::pin(integer_keys::run(options)) },

@@ -1,0 +1,79 @@
+//! Changes that a follower made offline: pushed, resolved against the same rows changed on the leader meanwhile, sequenced
+//! and settled. Every one of them meets a change that its author had not seen.
+
+use std::time::Instant;
+
+use sea_orm::{ConnectionTrait, EntityTrait};
+use tidelog::id::LibraryId;
+
+use crate::{
+    Failure,
+    args::Options,
+    database::{self, Entrance},
+    devices::{self, Device, Pair},
+    entry::{Entry, Walk, synced},
+    raw,
+    report::{Bar, Row},
+    rounds::Rounds,
+};
+
+pub(crate) const NAMES: &[&str] = &["push"];
+
+const ROUNDS: usize = 3;
+const ROWS: usize = 20_000;
+/// Changes per second, in proportion.
+const AT_LEAST: f64 = 20_000.0;
+/// Rows of one `insert_many`.
+const MANY: usize = 1000;
+
+pub(crate) async fn run(options: &Options) -> Result<Vec<Row>, Failure> {
+    let folder = database::folder()?;
+    let folder = folder.path();
+    let count = options.scaled(ROWS);
+    let backlog = database::Backlog::write(folder, count).await?;
+    let rows = raw::Rows::read(&backlog.path)?;
+    let raw_db = folder.join("raw.db");
+    eprintln!("push …");
+    let taken =
+        Rounds::take(ROUNDS, async |_| settle(folder, count).await, async |_| rows.speed(&raw_db)).await?;
+    let (value, raw, ratio) = taken.figures();
+    let factor = raw.unwrap_or(f64::NAN) / raw::REFERENCE;
+    Ok(vec![Row::new("push", "changes/s", (value, raw, ratio), Bar::InProportion(AT_LEAST, factor))])
+}
+
+/// Changes per second from the follower's start until all of its changes are settled.
+async fn settle(folder: &std::path::Path, count: usize) -> Result<f64, Failure> {
+    let library = LibraryId::random();
+    database::remove(&folder.join("leader.db"))?;
+    let pair = Pair::open(folder, library).await?;
+    pair.start().await?;
+    for part in Walk::new(5).rows(count).chunks(MANY) {
+        synced::Entity::insert_many(part.iter().map(synced::ActiveModel::whole))
+            .exec_without_returning(&pair.leader.db)
+            .await?;
+    }
+    pair.level().await?;
+    pair.close().await?;
+    let keys = (devices::key(folder, "leader")?, devices::key(folder, "follower")?);
+    let ids = (keys.0.device_id(), keys.1.device_id());
+    let leader = Device::open(folder, "leader", Entrance::Create(library), keys.0, ids.1, None).await?;
+    let address = Some(leader.quic.local_addr()?);
+    let follower = Device::open(folder, "follower", Entrance::Join(library), keys.1, ids.0, address).await?;
+    leader.db.execute_unprepared("UPDATE entries SET name = name || ' on the leader'").await?;
+    follower.db.execute_unprepared("UPDATE entries SET name = name || ' on the follower'").await?;
+    leader.start().await?;
+    leader.library.barrier().await?;
+    let began = Instant::now();
+    follower.start().await?;
+    follower.library.barrier().await?;
+    let seconds = began.elapsed().as_secs_f64();
+    let file = database::observer(&leader.path)?;
+    let entries: usize =
+        file.query_row("SELECT count(*) FROM sync_entry WHERE existed", [], |row| row.get(0))?;
+    if entries != 2 * count {
+        return Err(format!("{entries} changes are in the log, of {}", 2 * count).into());
+    }
+    follower.close().await?;
+    leader.close().await?;
+    Ok(count as f64 / seconds)
+}
