@@ -14,7 +14,7 @@ use crate::{
     entry::{Batch, Body, Change, Entry, EntryKind, Group, Outcome},
     error::Error,
     id::{Origin, OriginSeq, Position, Seq, Term},
-    layout::{Layouts, LogRow},
+    layout::Layouts,
     log::{self, Appender},
     seal, standing,
     store::{Replica, Tx, origin_row},
@@ -103,8 +103,10 @@ fn unsound(tx: &Tx<'_>, batch: &Batch) -> Result<Option<&'static str>, Error> {
 }
 
 fn changes_of<'b>(batch: &'b Batch, group: &'b Group) -> impl Iterator<Item = (OriginSeq, &'b Change)> {
-    let entries = batch.entries.iter().filter(|e| e.seq >= group.first && e.seq <= group.last);
-    entries.filter_map(|entry| match &entry.body {
+    // Seqs count on from the batch's position, one for each entry.
+    let begin = (group.first.0.saturating_sub(batch.after.seq.0 + 1)) as usize;
+    let count = (group.last.0 - group.first.0 + 1) as usize;
+    batch.entries.iter().skip(begin).take(count).filter_map(|entry| match &entry.body {
         Body::Change(change) => Some((entry.n?, change)),
         _ => None,
     })
@@ -182,6 +184,7 @@ impl Pass {
         let row = origin_row(tx.conn, group.origin, group.device)?;
         let open = Group { first_n, last_n, first: seq.next(), last: Seq(i64::MAX as u64), ..group.clone() };
         log::push_group(tx.conn, &open, row, clock)?;
+        let mut appender = Appender::new(tx, top)?;
         for (i, (n, change)) in changes.iter().enumerate() {
             let outcome = match refused.get(&i) {
                 Some(reason) => Some(Outcome::refused(reason.clone())),
@@ -190,13 +193,11 @@ impl Pass {
             let mut change = Change { outcome: outcome.map(Box::new), ..(*change).clone() };
             let derived = pass.write(tx, i, &mut change)?;
             clock = clock.max(change.stamp);
-            let mut appender = Appender::new(tx, Position { term, seq })?;
-            let body = Body::Change(change);
             seq = seq.next();
-            push(&mut appender, &Entry { seq, term, n: Some(*n), body })?;
+            appender.push(&Entry { seq, term, n: Some(*n), body: Body::Change(change) })?;
             for change in derived {
                 seq = seq.next();
-                push(&mut appender, &Entry { seq, term, n: None, body: Body::Change(change) })?;
+                appender.push(&Entry { seq, term, n: None, body: Body::Change(change) })?;
             }
         }
         log::close_group(tx.conn, open.first, seq, clock)?;
@@ -270,13 +271,6 @@ impl Pass {
     }
 }
 
-fn push(appender: &mut Appender<'_>, entry: &Entry) -> Result<(), Error> {
-    match &entry.body {
-        Body::Change(change) => appender.push_change(entry, change, &LogRow::of(change), None),
-        _ => appender.push(entry),
-    }
-}
-
 fn not_taken(error: &Error) -> String {
     match error {
         Error::Database { source, .. } => format!("the leader's database does not take it: {source}"),
@@ -291,7 +285,19 @@ fn left_unsound(tx: &Tx<'_>, change: &Change) -> Result<Option<String>, Error> {
     };
     let key: Vec<Value> = change.shape.key.iter().map(|&i| change.row[i].clone()).collect();
     match change.effect() {
-        EntryKind::Upsert => model.references.refers_to_nothing(tx.conn, &key),
+        EntryKind::Upsert => {
+            let shape = &change.shape;
+            let is_written = |column: &str| {
+                let at = shape.fields.iter().position(|f| f.eq_ignore_ascii_case(column));
+                let written =
+                    |at| change.written().is_none_or(|fields| fields.iter().any(|&f| usize::from(f) == at));
+                change.existed && at.is_some_and(written)
+            };
+            match model.references.refers_to_nothing(tx.conn, &key)? {
+                Some(reason) => Ok(Some(reason)),
+                None => model.references.was_referred_to(tx.conn, &key, is_written),
+            }
+        }
         EntryKind::Delete => model.references.is_referred_to(tx.conn, &key),
         _ => Ok(None),
     }

@@ -21,6 +21,8 @@ struct Question {
     sql: String,
     /// What is wrong if there is a row.
     says: String,
+    /// Columns beside the key that it depends on: a write to one of them can take from others what they refer to.
+    beside_key: Vec<String>,
 }
 
 struct ForeignKey {
@@ -52,16 +54,31 @@ impl References {
         conn: &Connection,
         key: &[Value],
     ) -> Result<Option<String>, Error> {
-        ask(conn, &self.refers, key)
+        ask(conn, self.refers.iter(), key)
     }
 
     /// Why the record, which is gone, may not be; `None` if nothing refers to it, or it is there.
     pub(crate) fn is_referred_to(&self, conn: &Connection, key: &[Value]) -> Result<Option<String>, Error> {
-        ask(conn, &self.referred, key)
+        ask(conn, self.referred.iter(), key)
+    }
+
+    /// Why the record's columns of which `is_written` may not be what they are now: others refer to what they were.
+    pub(crate) fn was_referred_to(
+        &self,
+        conn: &Connection,
+        key: &[Value],
+        is_written: impl Fn(&str) -> bool,
+    ) -> Result<Option<String>, Error> {
+        let concerned = |question: &&Question| question.beside_key.iter().any(|column| is_written(column));
+        ask(conn, self.referred.iter().filter(concerned), key)
     }
 }
 
-fn ask(conn: &Connection, questions: &[Question], key: &[Value]) -> Result<Option<String>, Error> {
+fn ask<'q>(
+    conn: &Connection,
+    questions: impl Iterator<Item = &'q Question>,
+    key: &[Value],
+) -> Result<Option<String>, Error> {
     for question in questions {
         let mut statement = conn.prepare_cached(&question.sql)?;
         // A question that the key does not help with asks about the whole table.
@@ -99,6 +116,7 @@ impl ForeignKey {
                 self.from.join(", "),
                 self.parent
             ),
+            beside_key: Vec::new(),
         }
     }
 
@@ -112,6 +130,7 @@ impl ForeignKey {
         Question {
             sql: self.dangling(&to_record.unwrap_or_default()),
             says: format!("a row of `{}` still refers to it", self.child),
+            beside_key: self.to.iter().filter(|to| place(to).is_none()).cloned().collect(),
         }
     }
 }

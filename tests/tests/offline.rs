@@ -243,6 +243,25 @@ async fn a_child_whose_parent_was_deleted_is_refused_and_a_whole_family_is_not()
 }
 
 #[tokio::test]
+async fn a_value_that_the_leader_still_refers_to_is_not_taken_away() {
+    let scene = scene("INSERT INTO items (id, name, place) VALUES ('a', 'first', 1)").await;
+    // A table of the leader's own, which is not synced, refers to what is no key.
+    scene
+        .leader
+        .sql(
+            "CREATE TABLE shelves (place INTEGER REFERENCES items (place) DEFERRABLE INITIALLY DEFERRED);
+             INSERT INTO shelves VALUES (1)",
+        )
+        .await;
+    let scene = apart(scene, &[], &["UPDATE items SET place = 2", "UPDATE items SET name = 'second'"]).await;
+    assert_eq!(number(&scene.follower.file(), "SELECT place FROM items"), 1);
+    let sql = "SELECT coalesce(change, '') FROM sync_entry WHERE record = 'a' AND kind = 0";
+    let change = text(&scene.leader.file(), sql);
+    assert!(change.contains("a row of `shelves` still refers to it"), "{change}");
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
 async fn what_the_leaders_database_cascades_goes_with_the_deletion() {
     let scene = scene(
         "INSERT INTO items (id, name, parent_id) VALUES ('p', 'parent', NULL), ('c', 'child', 'p'), ('d', 'child', 'c')",

@@ -290,7 +290,7 @@ async fn a_leader_speaks_for_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_stream_without_pause_keeps_neither_confirmations_nor_questions_waiting() {
+async fn a_stream_without_pause_keeps_neither_confirmations_nor_questions_nor_pushes_waiting() {
     let mut bench = Bench::follower().await;
     let Channel { mut sender, mut receiver, .. } = bench.subscribed().await;
     // The same over and over: the follower has always a next message.
@@ -299,21 +299,27 @@ async fn a_stream_without_pause_keeps_neither_confirmations_nor_questions_waitin
     bench.shows(|s| s.position.seq == Seq(2)).await;
     let library = bench.library.clone();
     let barrier = tokio::spawn(async move { library.barrier().await });
-    let (mut confirmed, mut asked) = (false, false);
-    let both = async {
-        while !(confirmed && asked) {
+    // Its own change is what the barrier waits for, so the question is another's.
+    let asking = bench.library.clone();
+    let question = tokio::spawn(async move { crate::node::ask_top(&asking.inner).await });
+    bench.db.execute_unprepared("INSERT INTO notes VALUES ('mine', 'text')").await.unwrap();
+    let (mut confirmed, mut asked, mut pushed) = (false, false, false);
+    let all = async {
+        while !(confirmed && asked && pushed) {
             let message = receiver.receive().await.unwrap().unwrap();
             match Message::decode(&message).unwrap() {
                 Message::Confirm { position, .. } => confirmed = position.seq == Seq(2),
                 Message::Ask => asked = true,
+                Message::Push { .. } => pushed = true,
                 other => panic!("{other:?}"),
             }
         }
     };
-    // Left to chance, both come too, within some ten seconds.
-    tokio::time::timeout(Duration::from_secs(3), both).await.expect("a confirmation and a question");
+    // Left to chance, they come too, within some ten seconds.
+    tokio::time::timeout(Duration::from_secs(3), all).await.expect("a confirmation, a question, a push");
     assert!(!flow.is_finished(), "it did not pause");
     flow.abort();
+    question.abort();
     barrier.abort();
 }
 

@@ -320,7 +320,7 @@ impl Session<'_> {
         if let Some(synced) = self.syncing.try_join_next() {
             self.confirm(Some(synced)).await?;
         }
-        Ok(())
+        self.push(self.pending_ends()).await
     }
 
     /// Asks for the leader's top, once for all that wait.
@@ -372,10 +372,7 @@ impl Session<'_> {
             Message::NotLeader { leader, .. } => return Ok(Some(End::NotLeader(leader))),
             Message::Pushed { lead, .. } if self.pushes > 0 => {
                 self.pushes -= 1;
-                if let Some(end) = self.adopt(lead).await? {
-                    return Ok(Some(end));
-                }
-                self.push(self.pending_ends()).await?;
+                return self.adopt(lead).await;
             }
             Message::PushStopped { why, .. } => return Ok(Some(self.push_stopped(why))),
             Message::Diverged { common, top, .. } => {
@@ -468,7 +465,6 @@ impl Session<'_> {
             return Ok(Some(End::NotLeader(Some(seen.leader))));
         }
         self.lead = Some(lead);
-        self.push(self.pending_ends()).await?;
         Ok(None)
     }
 
@@ -523,9 +519,7 @@ impl Session<'_> {
             Applied::To(position) => {
                 self.applied = position;
                 self.show(lead, top);
-                if self.lead.replace(lead) != Some(lead) {
-                    self.push(self.pending_ends()).await?;
-                }
+                self.lead = Some(lead);
                 if self.confirm_at.is_none() {
                     let wait = if catching_up { CONFIRM_CATCHING_UP } else { CONFIRM_EVERY };
                     self.confirm_at = Some(Instant::now() + wait);
