@@ -37,8 +37,8 @@ pub(crate) enum Message {
     History { runs: Vec<Run>, complete: bool },
     /// Follower: it holds everything up to here durably and will not lose it by a crash.
     Confirm { max_seen: Term, position: Position },
-    /// Follower: what is your top now? Answered by `Top` on the same channel.
-    Ask,
+    /// Follower: what is your top now? Answered by `Top` with this number, from 1, on the same channel.
+    Ask { number: u64 },
     /// Follower: pending changes, in order. `position` is the top of its log. The seqs in the batch count from 1 and only
     /// say what belongs to which group. Answered by `Pushed` or `PushStopped`, in the order of the pushes.
     Push { max_seen: Term, position: Position, batch: columns::Columns },
@@ -48,8 +48,9 @@ pub(crate) enum Message {
     PushStopped { lead: Term, why: PushStop },
     /// Leader: entries after the follower's position, sent as they are appended. `top` is its log's.
     Entries { lead: Term, floor: Seq, top: Position, batch: columns::Columns },
-    /// Leader: its top and clock (ms since 1970). The heartbeat, and the answer to `Ask`.
-    Top { lead: Term, position: Position, clock: i64 },
+    /// Leader: its top and clock (ms since 1970). The answer to the `Ask` of this number and those before it; with
+    /// zero the heartbeat, which may have left before a question came.
+    Top { lead: Term, position: Position, clock: i64, answers: u64 },
     /// Leader: no run of the follower's history is in its log yet, and there is more.
     MoreHistory,
     /// Leader: the follower's log parts from it after `common`.

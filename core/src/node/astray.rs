@@ -210,7 +210,7 @@ async fn a_follower_uses_nothing_of_what_it_cannot_read_and_goes_on_with_what_it
         (with(|b| b.entries.swap(0, 1)), ["a change is in no group", "nothing of it was used"]),
         (with(|b| b.entries[1].term = term(4, 1)), ["higher term", "nothing of it was used"]),
         (with(ahead), ["does not follow on 0@0", "subscribing again"]),
-        (Message::Ask.encode(), ["does not keep to the protocol", ""]),
+        (Message::Ask { number: 1 }.encode(), ["does not keep to the protocol", ""]),
         (refused, ["refused: go away", ""]),
     ] {
         let mut bench = Bench::follower().await;
@@ -228,7 +228,7 @@ async fn a_follower_uses_nothing_of_what_it_cannot_read_and_goes_on_with_what_it
 async fn a_follower_takes_nothing_of_a_term_that_is_over() {
     let mut bench = Bench::follower().await;
     let mut channel = bench.subscribed().await;
-    let top = Message::Top { lead: term(1, 2), position: Position::EMPTY, clock: 0 };
+    let top = Message::Top { lead: term(1, 2), position: Position::EMPTY, clock: 0, answers: 0 };
     channel.sender.send(top.encode()).await.unwrap();
     bench.shows(|s| s.link == Link::Online).await;
     channel.sender.send(entries(term(1, 1), &batch("x"))).await.unwrap();
@@ -238,8 +238,12 @@ async fn a_follower_takes_nothing_of_a_term_that_is_over() {
         })
         .await;
     let mut channel = bench.subscribed().await;
-    let top =
-        Message::Top { lead: term(1, 1), position: Position { term: term(1, 1), seq: Seq(9) }, clock: 0 };
+    let top = Message::Top {
+        lead: term(1, 1),
+        position: Position { term: term(1, 1), seq: Seq(9) },
+        clock: 0,
+        answers: 0,
+    };
     channel.sender.send(top.encode()).await.unwrap();
     let over = soon("the end of the channel", channel.receiver.receive()).await;
     assert!(matches!(over, Ok(None)), "its heartbeat is none either: {over:?}");
@@ -274,7 +278,7 @@ async fn a_leader_speaks_for_no_other() {
     for message in [
         entries(other, &foreign),
         entries(other, &batch("x")),
-        Message::Top { lead: other, position: Position::EMPTY, clock: 0 }.encode(),
+        Message::Top { lead: other, position: Position::EMPTY, clock: 0, answers: 0 }.encode(),
         Message::Diverged { lead: other, common: Seq(0), top: Position::EMPTY }.encode(),
         Message::BelowFloor { lead: other, common: Seq(0), floor: Seq(9) }.encode(),
     ] {
@@ -309,7 +313,7 @@ async fn a_stream_without_pause_keeps_neither_confirmations_nor_questions_nor_pu
             let message = receiver.receive().await.unwrap().unwrap();
             match Message::decode(&message).unwrap() {
                 Message::Confirm { position, .. } => confirmed = position.seq == Seq(2),
-                Message::Ask => asked = true,
+                Message::Ask { .. } => asked = true,
                 Message::Push { .. } => pushed = true,
                 other => panic!("{other:?}"),
             }
@@ -321,6 +325,24 @@ async fn a_stream_without_pause_keeps_neither_confirmations_nor_questions_nor_pu
     flow.abort();
     question.abort();
     barrier.abort();
+}
+
+#[tokio::test]
+async fn a_heartbeat_that_was_on_its_way_answers_no_question() {
+    let mut bench = Bench::follower().await;
+    let mut channel = bench.subscribed().await;
+    let library = bench.library.clone();
+    let question = tokio::spawn(async move { crate::node::ask_top(&library.inner).await });
+    let bytes = soon("a question", channel.receiver.receive()).await.unwrap().unwrap();
+    let Message::Ask { number } = Message::decode(&bytes).unwrap() else { panic!("no question") };
+    let lead = term(1, 1);
+    let old = Message::Top { lead, position: Position::EMPTY, clock: 0, answers: 0 };
+    let position = Position { term: lead, seq: Seq(9) };
+    let new = Message::Top { lead, position, clock: 0, answers: number };
+    for message in [old, new] {
+        channel.sender.send(message.encode()).await.unwrap();
+    }
+    assert_eq!(soon("an answer", question).await.unwrap().unwrap(), position);
 }
 
 #[tokio::test]
@@ -444,7 +466,7 @@ async fn a_leader_answers_nonsense_with_a_refusal_and_leads_on() {
     for (message, says) in [
         (vec![], "cannot be read"),
         (vec![1, 255, 255, 255, 255, 0], "over the limit"),
-        (Message::Ask.encode(), "must begin with a subscription"),
+        (Message::Ask { number: 1 }.encode(), "must begin with a subscription"),
         (subscribe(vec![run(0)], true), "none that a log can have"),
         (subscribe(vec![run(5), run(5)], true), "none that a log can have"),
         (subscribe(vec![], true), "none that a log can have"),

@@ -198,6 +198,7 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
         sender,
         lead: None,
         asked: Vec::new(),
+        questions: 0,
         confirmed: top,
         applied: top,
         confirm_at: None,
@@ -296,7 +297,9 @@ struct Session<'s> {
     /// The term that this session found to be no lower than any it has seen.
     lead: Option<Term>,
     /// Who waits for the leader's top.
-    asked: Vec<oneshot::Sender<Position>>,
+    asked: Vec<(u64, oneshot::Sender<Position>)>,
+    /// Number of the last question.
+    questions: u64,
     confirmed: Position,
     applied: Position,
     confirm_at: Option<Instant>,
@@ -325,11 +328,13 @@ impl Session<'_> {
 
     /// Asks for the leader's top, once for all that wait.
     async fn ask(&mut self, first: oneshot::Sender<Position>, more: &mut Questions) -> Result<(), Error> {
-        self.asked.push(first);
+        self.questions += 1;
+        let number = self.questions;
+        self.asked.push((number, first));
         while let Ok(question) = more.try_recv() {
-            self.asked.push(question);
+            self.asked.push((number, question));
         }
-        send(self.sender.as_mut(), &Message::Ask).await
+        send(self.sender.as_mut(), &Message::Ask { number }).await
     }
 
     /// Why nothing is used of a message that names another leader than the device it came from; `None` if it is its
@@ -356,12 +361,12 @@ impl Session<'_> {
             return Ok(Some(end));
         }
         match message {
-            Message::Top { lead, position, .. } => {
+            Message::Top { lead, position, answers, .. } => {
                 if let Some(end) = self.adopt(lead).await? {
                     return Ok(Some(end));
                 }
                 self.show(lead, position);
-                for question in self.asked.drain(..) {
+                for (_, question) in self.asked.extract_if(.., |(number, _)| *number <= answers) {
                     let _ = question.send(position);
                 }
             }

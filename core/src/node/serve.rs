@@ -216,7 +216,7 @@ fn ascend(runs: &[Run]) -> bool {
 
 /// What the task that listens tells the one that sends.
 enum Heard {
-    Asked,
+    Asked(u64),
     /// To be answered with this.
     Pushed(Message),
     Over(Result<(), Error>),
@@ -258,7 +258,7 @@ async fn subscription(
             heartbeat.reset();
             while let Ok(heard) = heard.try_recv() {
                 match heard {
-                    Heard::Asked => send_top(shared, lead, top, sender.as_mut()).await?,
+                    Heard::Asked(number) => send_top(shared, lead, number, sender.as_mut()).await?,
                     Heard::Pushed(answer) => sender.send(answer.encode()).await?,
                     Heard::Over(end) => return end,
                 }
@@ -268,12 +268,12 @@ async fn subscription(
         tokio::select! {
             changed = pulse.changed() => if changed.is_err() { return Ok(()) },
             heard = heard.recv() => match heard {
-                Some(Heard::Asked) => send_top(shared, lead, top, sender.as_mut()).await?,
+                Some(Heard::Asked(number)) => send_top(shared, lead, number, sender.as_mut()).await?,
                 Some(Heard::Pushed(answer)) => sender.send(answer.encode()).await?,
                 Some(Heard::Over(end)) => return end,
                 None => return Ok(()),
             },
-            _ = heartbeat.tick() => send_top(shared, lead, top, sender.as_mut()).await?,
+            _ = heartbeat.tick() => send_top(shared, lead, 0, sender.as_mut()).await?,
         }
     }
 }
@@ -291,10 +291,13 @@ async fn ready_message(tail: &Arc<Tail>) -> Result<Vec<u8>, Error> {
 async fn send_top(
     shared: &Shared,
     lead: Term,
-    position: Position,
+    answers: u64,
     sender: &mut dyn MessageSender,
 ) -> Result<(), Error> {
-    Ok(sender.send(Message::Top { lead, position, clock: shared.library.world.now() }.encode()).await?)
+    let clock = shared.library.world.now();
+    // As it is now: what was read before a question came does not answer it.
+    let position = shared.library.engine.pulse().borrow().top.unwrap_or(Position::EMPTY);
+    Ok(sender.send(Message::Top { lead, position, clock, answers }.encode()).await?)
 }
 
 /// A follower, and what decides whether it can stand where it says.
@@ -365,8 +368,8 @@ async fn listen(
                     return;
                 }
             }
-            Ok(Message::Ask) => {
-                if tell.send(Heard::Asked).await.is_err() {
+            Ok(Message::Ask { number }) => {
+                if tell.send(Heard::Asked(number)).await.is_err() {
                     return;
                 }
             }
