@@ -16,7 +16,7 @@ use crate::{
     id::{Origin, OriginSeq, Position, Seq, Term},
     layout::Layouts,
     log::{self, Appender},
-    seal, standing,
+    park, seal, standing,
     store::{Replica, Tx, origin_row},
     term,
     value::Value,
@@ -194,7 +194,11 @@ impl Pass {
             let derived = pass.write(tx, i, &mut change)?;
             clock = clock.max(change.stamp);
             seq = seq.next();
+            let parked = park::concerns(&change).then(|| change.clone());
             appender.push(&Entry { seq, term, n: Some(*n), body: Body::Change(change) })?;
+            if let Some(change) = parked {
+                park::park(tx, group, seq, Some(*n), &change)?;
+            }
             for change in derived {
                 seq = seq.next();
                 appender.push(&Entry { seq, term, n: None, body: Body::Change(change) })?;

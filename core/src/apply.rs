@@ -18,7 +18,7 @@ use crate::{
     id::{Position, Seq, Term},
     layout::{LogRow, RecordId},
     log::{self, Appender, LogReader},
-    overlay, seal,
+    overlay, park, seal,
     sql::{Bound, bind, read_value},
     store::{Model, Replica, RowSql, Tx, origin_row},
     value::Value,
@@ -246,23 +246,8 @@ fn append(
     arrived: &Arrived,
     has_pending: bool,
 ) -> Result<Position, Error> {
-    let mut position = top;
-    let mut appender = Appender::new(tx, top)?;
-    each_part(tx, parts, arrived, |tx, part| {
-        for (entry, row) in part.batch.entries.iter().zip(&part.rows) {
-            match (&entry.body, row) {
-                (Body::Change(change), Some(row)) => {
-                    let is_first = change.existed && !appender.has_earlier(change)?;
-                    let image = if is_first { row_in_table(tx, change)? } else { None };
-                    appender.push_change(entry, change, row, image.as_deref())?;
-                }
-                _ => appender.push(entry)?,
-            }
-            clock = clock.max(entry.body.stamp());
-            position = Position { term: entry.term, seq: entry.seq };
-        }
-        Ok(())
-    })?;
+    clock = arrived.batch.entries.iter().map(|entry| entry.body.stamp()).fold(clock, u64::max);
+    // The groups stand before their entries do: what one of them wrote is looked up by it for the next.
     for group in &arrived.batch.groups {
         let row = origin_row(tx.conn, group.origin, group.device)?;
         log::push_group(tx.conn, group, row, clock)?;
@@ -272,10 +257,37 @@ fn append(
                 .execute(params![row, group.last_n.0, group.tag as i64])?;
         }
     }
-    if arrived.batch.groups.is_empty() {
+    let mut position = top;
+    let mut appender = Appender::new(tx, top)?;
+    each_part(tx, parts, arrived, |tx, part| {
+        let mut groups = part.batch.groups.iter().peekable();
+        for (entry, row) in part.batch.entries.iter().zip(&part.rows) {
+            match (&entry.body, row) {
+                (Body::Change(change), Some(row)) => {
+                    let is_first = change.existed && !appender.has_earlier(change)?;
+                    let image = if is_first { row_in_table(tx, change)? } else { None };
+                    appender.push_change(entry, change, row, image.as_deref())?;
+                    if park::concerns(change) {
+                        while groups.next_if(|group| group.last < entry.seq).is_some() {}
+                        let group = groups.peek().ok_or_else(|| in_no_group(entry))?;
+                        park::park(tx, group, entry.seq, entry.n, change)?;
+                    }
+                }
+                _ => appender.push(entry)?,
+            }
+            clock = clock.max(entry.body.stamp());
+            position = Position { term: entry.term, seq: entry.seq };
+        }
+        Ok(())
+    })?;
+    if arrived.batch.groups.is_empty() || parts == Parts::Staged {
         tx.set_clock(clock)?;
     }
     Ok(position)
+}
+
+fn in_no_group(entry: &Entry) -> Error {
+    Error::Damaged(format!("change {} of a batch is in no group", entry.seq))
 }
 
 /// The row as the table has it, where an entry is the first of its record in this log.

@@ -62,10 +62,20 @@ pub(crate) struct Pulse {
     pub(crate) quarantined: u64,
     /// Changes that `should_sync` kept here.
     pub(crate) withheld: u64,
+    /// Conflicts, dead letters and pending changes that wait for a person or are blocked.
+    pub(crate) waits: Waits,
     /// Why the last seal failed, if it did.
     pub(crate) error: Option<String>,
     /// Set when the engine has stopped.
     pub(crate) stopped: bool,
+}
+
+/// What waits for somebody.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Waits {
+    pub(crate) conflicts: u64,
+    pub(crate) dead_letters: u64,
+    pub(crate) blocked: u64,
 }
 
 /// The newest entries as a message, made once for all followers that have everything before them.
@@ -452,10 +462,18 @@ impl Driver {
         let pending = count("SELECT count(*) FROM sync_pending")?;
         let quarantined = count("SELECT count(*) FROM sync_quarantine")?;
         let withheld = count("SELECT coalesce(max(withheld), 0) FROM sync_replica")?;
+        let waits = Waits {
+            conflicts: count(
+                "SELECT count(*) FROM sync_conflict
+                 WHERE open AND decided IS NULL AND superseded IS NULL",
+            )?,
+            dead_letters: count("SELECT count(*) FROM sync_dead_letter WHERE decided IS NULL")?,
+            blocked: count("SELECT count(*) FROM sync_pending WHERE state = 'blocked'")?,
+        };
         (self.counts_due, self.counted) = (false, Instant::now());
         self.pulse.send_modify(|pulse| {
             (pulse.outbox, pulse.pending) = (outbox, pending);
-            (pulse.quarantined, pulse.withheld) = (quarantined, withheld);
+            (pulse.quarantined, pulse.withheld, pulse.waits) = (quarantined, withheld, waits);
         });
         Ok(())
     }

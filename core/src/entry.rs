@@ -5,6 +5,9 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
 use crate::{
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     resolve::{Dropped, Effect},
@@ -59,7 +62,7 @@ pub(crate) struct Change {
     pub(crate) shape: Arc<Shape>,
     /// Canonical record id.
     pub(crate) record: String,
-    /// Upsert or Delete.
+    /// Upsert or Delete; Noop where it only decides.
     pub(crate) kind: EntryKind,
     /// Whether the record existed before.
     pub(crate) existed: bool,
@@ -77,6 +80,8 @@ pub(crate) struct Change {
     pub(crate) mark: Option<String>,
     /// Who did it, where the application said so.
     pub(crate) actor: Option<String>,
+    /// What its author, a person, decided with it.
+    pub(crate) decides: Option<Decision>,
     /// What became of it, where that is not what its author made of the record.
     pub(crate) outcome: Option<Box<Outcome>>,
 }
@@ -126,6 +131,40 @@ impl Change {
         let whole = count == fields.len();
         self.before = whole.then_some(before);
         whole
+    }
+}
+
+/// What a person decided: such a change ends a conflict record or a dead letter, beside what it does to its record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Decision {
+    /// A conflict ends with what the change makes of the record.
+    Resolves(Uuid),
+    /// A dead letter is tried once more: the change takes its place.
+    Retries(Uuid),
+    /// A dead letter is given up.
+    Discards(Uuid),
+}
+
+impl Decision {
+    /// As the sync tables keep it.
+    pub(crate) fn to_text(self) -> String {
+        match self {
+            Self::Resolves(id) => format!("resolves {id}"),
+            Self::Retries(id) => format!("retries {id}"),
+            Self::Discards(id) => format!("discards {id}"),
+        }
+    }
+
+    /// Reads [`Decision::to_text`].
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
+        let (word, id) = text.split_once(' ')?;
+        let id = id.parse().ok()?;
+        Some(match word {
+            "resolves" => Self::Resolves(id),
+            "retries" => Self::Retries(id),
+            "discards" => Self::Discards(id),
+            _ => return None,
+        })
     }
 }
 
@@ -209,7 +248,7 @@ impl Body {
 }
 
 /// A run of entries of one term: a line of the leadership history.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Run {
     /// Its first seq.
     pub(crate) first: Seq,

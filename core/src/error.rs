@@ -128,6 +128,17 @@ pub enum Error {
     )]
     Started(LibraryId),
 
+    /// A person's decision on a conflict or a dead letter could not be made.
+    #[error("{what} was not decided: {reason}; nothing was changed. {remedy}")]
+    NotDecided {
+        /// Which one.
+        what: String,
+        /// Why.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
+
     /// The library was shut down, or its engine stopped.
     #[error(
         "the library's engine has stopped ({reason}); committed writes stay captured. Open the library again"

@@ -15,6 +15,7 @@ use crate::{
     capture::{json_names, names_from_json},
     entry::{Change, EntryKind, Shape},
     error::Error,
+    id::Seq,
     store::Model,
     value::{self, Value},
 };
@@ -219,7 +220,7 @@ pub(crate) fn last_said(
     record: &str,
 ) -> Result<Option<LastSaid>, Error> {
     const PENDING: &str = "SELECT kind, layout, data FROM sync_pending
-        WHERE model = ?1 AND record = ?2 ORDER BY id DESC LIMIT 1";
+        WHERE model = ?1 AND record = ?2 AND kind IN (1, 2) ORDER BY id DESC LIMIT 1";
     match said(conn, layouts, PENDING, model, record)? {
         Some(said) => Ok(Some(said)),
         None => last_logged(conn, layouts, model, record),
@@ -238,6 +239,36 @@ pub(crate) fn last_logged(
     said(conn, layouts, LOG, model, record)
 }
 
+/// What the log said of a record just before `seq`; `None` if it did not know it, other than by the image that its first
+/// entry may have kept.
+pub(crate) fn logged_before(
+    conn: &Connection,
+    layouts: &mut Layouts<'_>,
+    change: &Change,
+    seq: Seq,
+) -> Result<Option<LastSaid>, Error> {
+    const BEFORE: &str = "SELECT kind, layout, data FROM sync_entry
+        WHERE model = ?1 AND record = ?2 AND kind IN (1, 2) AND seq < ?3 ORDER BY seq DESC LIMIT 1";
+    const IMAGE: &str = "SELECT 1, layout, before FROM sync_entry
+        WHERE model = ?1 AND record = ?2 AND seq = ?3 AND before IS NOT NULL";
+    for sql in [BEFORE, IMAGE] {
+        let model: Option<i64> = conn
+            .prepare_cached("SELECT id FROM sync_model WHERE name = ?1")?
+            .query_row([&change.shape.model], |row| row.get(0))
+            .optional()?;
+        let said: Option<(i64, i64, String)> = conn
+            .prepare_cached(sql)?
+            .query_row(params![model, RecordId(&change.record), seq.0], |r| {
+                Ok((r.get(0)?, r.get(1)?, r.get(2)?))
+            })
+            .optional()?;
+        if let Some(said) = said {
+            return said_as(conn, layouts, said).map(Some);
+        }
+    }
+    Ok(None)
+}
+
 fn said(
     conn: &Connection,
     layouts: &mut Layouts<'_>,
@@ -249,13 +280,20 @@ fn said(
         .prepare_cached(sql)?
         .query_row(params![model, RecordId(record)], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
         .optional()?;
-    let Some((kind, layout, data)) = said else { return Ok(None) };
+    said.map(|said| said_as(conn, layouts, said)).transpose()
+}
+
+fn said_as(
+    conn: &Connection,
+    layouts: &mut Layouts<'_>,
+    (kind, layout, data): (i64, i64, String),
+) -> Result<LastSaid, Error> {
     let shape = Arc::clone(layouts.get(conn, layout)?);
     let row = match EntryKind::from_i64(kind) {
         Some(EntryKind::Upsert) => Some(shape.read_row(EntryKind::Upsert, &data)?),
         _ => None,
     };
-    Ok(Some(LastSaid { shape, row }))
+    Ok(LastSaid { shape, row })
 }
 
 impl LastSaid {

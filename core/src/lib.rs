@@ -94,7 +94,10 @@ mod apply;
 pub mod behavior;
 mod capture;
 mod checkpoint;
+pub mod conflict;
 pub mod connection;
+pub mod dead_letter;
+mod decide;
 mod engine;
 mod entry;
 mod error;
@@ -110,11 +113,14 @@ mod node;
 pub mod notice;
 mod outcome;
 mod overlay;
+mod park;
 mod pending;
 mod references;
 pub mod resolve;
+pub mod row;
 mod seal;
 mod sequence;
+pub mod settlement;
 mod sql;
 mod standing;
 pub mod status;
@@ -124,18 +130,23 @@ mod term;
 pub mod testing;
 pub mod transport;
 pub mod value;
+pub mod why;
 mod wire;
 pub mod world;
 
 pub use behavior::Hooks;
+pub use conflict::{Choice, Conflict, ConflictId};
 pub use connection::{
     ConnectError, ConnectOptions, Connection, Durability, Transaction, connect, connect_with, force_record,
 };
+pub use dead_letter::{DeadLetter, DeadLetterId};
 pub use error::Error;
 pub use gate::WriteGate;
 pub use library::{CHANGES_QUEUE, Library, LibraryBuilder};
 pub use migrate::migrate;
 pub use model::{Recorder, Syncable};
+pub use row::Row;
+pub use settlement::{Outcome, Settlement};
 pub use status::{AppliedChange, ChangeKind, Follower, Link, Role, Status};
 /// Derives [`trait@Syncable`] for the `Model` of a SeaORM entity, in the compact and in the `#[sea_orm::model]` format,
 /// and with it the entity's `ActiveModelBehavior` (see [`behavior`]): SeaORM emits none, so remove the empty

@@ -30,6 +30,8 @@ use crate::{
     world::{Machine, World},
 };
 
+mod decisions;
+
 /// Events that a slow receiver of [`Library::changes`] may be behind before it is told to look at everything again.
 pub const CHANGES_QUEUE: usize = 4096;
 
@@ -157,6 +159,9 @@ impl LibraryBuilder {
             pending: 0,
             quarantined: 0,
             withheld: 0,
+            conflicts: 0,
+            dead_letters: 0,
+            blocked: 0,
             followers: Vec::new(),
             last_success: None,
             next_retry: None,

@@ -10,11 +10,11 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params, type
 
 use crate::{
     capture::{json_names, names_from_json},
-    entry::{Batch, Body, Change, Entry, EntryKind, Group, Run, Shape},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Run, Shape},
     error::Error,
     id::{DeviceId, Incarnation, Origin, OriginSeq, Position, Seq, Term},
     layout::{Layouts, LogRow, Numbered, Numbers, RecordId, read_record},
-    outcome,
+    outcome, pending,
     store::{Model, Tx},
     value::{self, Value},
 };
@@ -50,8 +50,9 @@ impl<'c> Appender<'c> {
             numbers: tx.numbers,
             insert: conn.prepare_cached(
                 "INSERT INTO sync_entry
-                 (seq, kind, n, stamp, at, model, record, existed, layout, data, fields, before, mark, actor, change)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+                 (seq, kind, n, stamp, at, model, record, existed, layout, data, fields, before, mark, actor, change,
+                    decides)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
             )?,
             insert_plain: conn.prepare_cached(
                 "INSERT INTO sync_entry (seq, kind, n, stamp, at, model, record, existed, layout, data)
@@ -124,6 +125,7 @@ impl<'c> Appender<'c> {
             && image.is_none()
             && change.mark.is_none()
             && change.actor.is_none()
+            && change.decides.is_none()
             && change.outcome.is_none();
         if plain {
             self.insert_plain.execute(params![
@@ -166,7 +168,8 @@ impl<'c> Appender<'c> {
             before,
             change.mark,
             change.actor,
-            outcome::to_json(change)
+            outcome::to_json(change),
+            change.decides.map(Decision::to_text)
         ])?;
         Ok(())
     }
@@ -305,7 +308,7 @@ impl<'m> LogReader<'m> {
         let mut size = 0;
         let mut whole = 0;
         let mut statement = conn.prepare_cached(
-            "SELECT seq, kind, n, stamp, at, layout, record, existed, fields, data, mark, actor, change
+            "SELECT seq, kind, n, stamp, at, layout, record, existed, fields, data, mark, actor, change, decides
              FROM sync_entry WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
         )?;
         let mut rows = statement.query([after.0, until.0])?;
@@ -343,6 +346,13 @@ impl<'m> LogReader<'m> {
         batch.groups = groups.passed;
         batch.groups.retain(|g| g.first <= last);
         Ok(batch)
+    }
+
+    /// The entry at `seq` with its group; `None` if there is no such change.
+    pub(crate) fn change(&mut self, conn: &Connection, seq: Seq) -> Result<Option<(Entry, Group)>, Error> {
+        let mut batch = self.read(conn, Seq(seq.0.saturating_sub(1)), seq)?;
+        let entry = batch.entries.pop().filter(|entry| matches!(entry.body, Body::Change(_)));
+        Ok(entry.zip(batch.groups.pop()))
     }
 
     fn read_entry(&mut self, conn: &Connection, row: &Row<'_>, seq: Seq, term: Term) -> Result<Entry, Error> {
@@ -386,6 +396,7 @@ impl<'m> LogReader<'m> {
                     at,
                     mark: row.get(10)?,
                     actor: row.get(11)?,
+                    decides: pending::read_decision(row.get(13)?)?,
                     outcome: None,
                     shape,
                 };
@@ -425,7 +436,8 @@ pub(crate) fn entry_size(entry: &Entry) -> usize {
         let old: usize = change.old_values().into_iter().flatten().map(|value| value.size() + 8).sum();
         32 + after + old + 8 * outcome.dropped.len() + outcome.refused.as_ref().map_or(0, String::len)
     });
-    FIXED + row + fields + note(&change.mark) + note(&change.actor) + outcome
+    let decides = if change.decides.is_some() { 24 } else { 0 };
+    FIXED + row + fields + note(&change.mark) + note(&change.actor) + decides + outcome
 }
 
 /// The same of what the entries of a group share.

@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -39,6 +40,22 @@ pub enum Policy {
     Custom,
     /// `manual`: the log's value stands, the other is parked until a person decides.
     Manual,
+}
+
+impl fmt::Display for Policy {
+    /// As the attribute has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LastWriteWins => f.write_str("lww"),
+            Self::Fields => f.write_str("fields"),
+            Self::LeaderWins => f.write_str("leader_wins"),
+            Self::OriginWins => f.write_str("origin_wins"),
+            Self::Role => f.write_str("role"),
+            Self::Owner(column) => write!(f, "owner = {column}"),
+            Self::Custom => f.write_str("custom"),
+            Self::Manual => f.write_str("manual"),
+        }
+    }
 }
 
 /// What happens when a deletion meets an update it had not seen.
@@ -427,7 +444,7 @@ where
 
 /// Builds the Rust model of a row given in the order of the descriptor's fields; local columns are absent,
 /// or their type's zero where they may not be NULL.
-fn build_model<M>(descriptor: &ModelDescriptor, row: &[Value]) -> Result<M, String>
+pub(crate) fn build_model<M>(descriptor: &ModelDescriptor, row: &[Value]) -> Result<M, String>
 where
     M: Syncable,
     <M::Entity as EntityTrait>::ActiveModel: TryIntoModel<M>,

@@ -213,6 +213,8 @@ async fn show_pulse(shared: Arc<Shared>) {
             }
             (status.outbox, status.pending) = (now.outbox, now.pending);
             (status.quarantined, status.withheld) = (now.quarantined, now.withheld);
+            (status.conflicts, status.dead_letters) = (now.waits.conflicts, now.waits.dead_letters);
+            status.blocked = now.waits.blocked;
             if now.leads {
                 status.behind = Some(0);
             } else if status.role == Role::Leader {
@@ -253,7 +255,7 @@ impl Readers {
     }
 
     /// Runs a read on a thread for blocking work.
-    async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Connection, &[Model]) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {

@@ -35,6 +35,8 @@ struct Authored {
 enum Kind {
     Upsert,
     Delete,
+    /// It only decided.
+    None,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -70,7 +72,11 @@ pub(crate) fn to_json(change: &Change) -> Option<String> {
         text
     });
     let authored = Authored {
-        kind: if change.kind == EntryKind::Delete { Kind::Delete } else { Kind::Upsert },
+        kind: match change.kind {
+            EntryKind::Delete => Kind::Delete,
+            EntryKind::Upsert => Kind::Upsert,
+            _ => Kind::None,
+        },
         fields: change.fields.as_ref().map(|fields| fields.iter().filter_map(name).collect()),
         row: RawValue::from_string(row).ok()?,
         old: old.and_then(|old| RawValue::from_string(old).ok()),
@@ -103,6 +109,7 @@ pub(crate) fn from_json(text: &str, mut change: Change) -> Result<Change, Error>
     change.kind = match authored.kind {
         Kind::Upsert => EntryKind::Upsert,
         Kind::Delete => EntryKind::Delete,
+        Kind::None => EntryKind::Noop,
     };
     change.row = shape.read_row(change.kind, authored.row.get())?;
     change.fields =
@@ -186,6 +193,7 @@ mod tests {
             at: 2,
             mark: None,
             actor: None,
+            decides: None,
             outcome: Some(Box::new(outcome)),
         }
     }

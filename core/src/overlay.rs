@@ -33,6 +33,9 @@ pub(crate) fn overlaid(tx: &Tx<'_>, change: &Change) -> Result<Option<Change>, E
 
 /// Lays one change over an image.
 fn lay(tx: &Tx<'_>, pending: &Change, image: &mut Change) {
+    if pending.kind == EntryKind::Noop {
+        return;
+    }
     let model = tx.models.iter().find(|m| m.descriptor.id == pending.shape.model);
     // Over a record that is gone the whole row stands, until the leader has decided.
     let whole = image.kind == EntryKind::Delete || pending.kind == EntryKind::Delete;

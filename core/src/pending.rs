@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, Row};
 
 use crate::{
-    entry::{Batch, Body, Change, Entry, EntryKind, Group},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     layout::{Layouts, read_record},
@@ -17,7 +17,7 @@ macro_rules! pending_where {
     ($condition:literal) => {
         concat!(
             "SELECT p.id, p.origin AS origin_row, o.origin, o.device, p.n, p.tag, p.base_term, p.base_seq, p.seen,
-                p.stamp, p.at, p.kind, p.record, p.existed, p.layout, p.fields, p.data, p.before, p.mark, p.actor
+                p.stamp, p.at, p.kind, p.record, p.existed, p.layout, p.fields, p.data, p.before, p.mark, p.actor, p.decides
              FROM sync_pending p JOIN sync_origin o ON o.id = p.origin WHERE ",
             $condition,
             " ORDER BY p.id"
@@ -96,6 +96,18 @@ pub(crate) fn read_group(row: &Row<'_>, first: Seq) -> Result<Group, Error> {
     })
 }
 
+/// What a person decided, of the column that says it.
+pub(crate) fn read_decision(text: Option<String>) -> Result<Option<Decision>, Error> {
+    let damaged = |text: &String| Error::Damaged(format!("`{text}` is no decision"));
+    text.map(|text| Decision::from_text(&text).ok_or_else(|| damaged(&text))).transpose()
+}
+
+/// Whether this device has made the decision, and the log does not show it yet.
+pub(crate) fn is_deciding(conn: &Connection, decision: Decision) -> Result<bool, Error> {
+    let mut statement = conn.prepare_cached("SELECT 1 FROM sync_pending WHERE decides = ?1")?;
+    Ok(statement.exists([decision.to_text()])?)
+}
+
 /// A change as its author sealed it.
 pub(crate) fn read_change(
     conn: &Connection,
@@ -128,6 +140,7 @@ pub(crate) fn read_change(
         at: row.get("at")?,
         mark: row.get("mark")?,
         actor: row.get("actor")?,
+        decides: read_decision(row.get("decides")?)?,
         outcome: None,
     })
 }

@@ -15,12 +15,12 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use crate::{
     announce,
     capture::json_names,
-    entry::{Batch, Body, Change, Entry, EntryKind, Group},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group},
     error::Error,
     id::{Origin, OriginSeq, Position, Seq, Term},
     layout::{Numbered, RecordId},
     log::{self, Appender, BATCH_BYTES, BATCH_ENTRIES, ROW_MAX, entry_size},
-    sequence,
+    park, sequence,
     sql::{Bound, read_value},
     store::{Captured, Minted, Replica, Tx},
     value::{Value, row_to_json},
@@ -116,6 +116,17 @@ pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
         tx.conn.prepare_cached("DELETE FROM sync_outbox")?.execute([])?;
     }
     Ok(Sealed { rows: rows_taken, changes, more, fresh })
+}
+
+/// Seals changes that were never in the outbox, which is empty, as a group of their own.
+pub(crate) fn seal_changes(tx: &mut Tx<'_>, changes: Vec<Change>) -> Result<(), Error> {
+    let replica = tx.replica()?;
+    let mut sink = Sink::new(tx, &replica)?;
+    for change in changes {
+        sink.put(tx, change)?;
+    }
+    sink.finish(tx, &replica)?;
+    Ok(())
 }
 
 /// Seals until the outbox is empty.
@@ -371,6 +382,9 @@ impl<'c> Sink<'c> {
                 let seq = Seq(self.base.seq.0 + self.changes);
                 let mut entry = Entry { seq, term: self.term, n: Some(n), body: Body::Change(change) };
                 appender.push(&entry)?;
+                if let Body::Change(Change { decides: Some(decision), .. }) = &entry.body {
+                    park::decided(tx, *decision, seq)?;
+                }
                 self.fresh_bytes += entry_size(&entry);
                 match &mut self.fresh {
                     Some(fresh) if fresh.len() < BATCH_ENTRIES && self.fresh_bytes <= BATCH_BYTES => {
@@ -401,8 +415,8 @@ impl<'c> Sink<'c> {
         tx.conn
             .prepare_cached(
                 "INSERT INTO sync_pending (origin, n, tag, base_term, base_seq, seen, group_last, stamp, at, kind,
-                    model, record, existed, layout, fields, data, before, mark, actor, priority, id)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?7)",
+                    model, record, existed, layout, fields, data, before, mark, actor, priority, id, decides)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?7, ?20)",
             )?
             .execute(params![
                 self.minted.row,
@@ -423,7 +437,8 @@ impl<'c> Sink<'c> {
                 change.before.as_ref().map(|row| row_text(change, EntryKind::Upsert, row)),
                 change.mark,
                 change.actor,
-                priority
+                priority,
+                change.decides.map(Decision::to_text)
             ])?;
         Ok(())
     }
@@ -520,6 +535,7 @@ fn change_of(tx: &Tx<'_>, captured: &Captured, folded: Folded) -> Result<Option<
         at,
         mark,
         actor,
+        decides: None,
         outcome: None,
     }))
 }

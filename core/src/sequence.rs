@@ -11,7 +11,7 @@ use crate::{
     id::{OriginSeq, Seq},
     layout::Layouts,
     log::{self, Appender},
-    pending,
+    park, pending,
     store::{Replica, Tx},
 };
 
@@ -61,7 +61,11 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
                 }
             };
             open.last_n = OriginSeq(n);
+            let decides = change.decides;
             appender.push(&Entry { seq, term, n: Some(open.last_n), body: Body::Change(change) })?;
+            if let Some(decision) = decides {
+                park::decided(tx, decision, seq)?;
+            }
         }
     }
     if let Some(last) = open {

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 
 use crate::{
-    entry::{Change, EntryKind, Group, Outcome, Shape},
+    entry::{Change, Decision, EntryKind, Group, Outcome, Shape},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Seq},
     layout::{Layouts, RecordId, last_logged},
     log::changed_fields,
-    resolve::{self, Action, Arriving, Author, Effect, Rules, Standing, Written, Wrote},
+    model::Policy,
+    resolve::{self, Action, Arriving, Author, Dropped, Effect, Rules, Standing, Written, Wrote},
     store::{Model, Tx},
     value::Value,
 };
@@ -31,6 +32,14 @@ pub(crate) fn outcome(
     };
     let number = tx.numbers.of(tx.conn, &change.shape)?.model;
     let mut known = Known::read(tx, layouts, number, change, group, n)?;
+    if let Some(decision) = change.decides
+        && known.is_too_late(tx, decision)?
+    {
+        return Ok(Some(Outcome { effect: Effect::None, dropped: Vec::new(), refused: None }));
+    }
+    if change.kind == EntryKind::Noop {
+        return Ok(None);
+    }
     let own_shape = *model.shape == *change.shape;
     let arriving_row = known.in_fields_of(model, &change.shape, &change.row);
     let before = change.before.as_ref().map(|before| known.in_fields_of(model, &change.shape, before));
@@ -47,16 +56,29 @@ pub(crate) fn outcome(
     let written = known.written();
     let standing =
         Standing { row: known.row.as_deref(), since: &written, may_be_forgotten: known.may_be_forgotten };
-    let resolved = resolve::resolve(&Rules::of(&model.descriptor), &standing, &arriving);
+    let mut rules = Rules::of(&model.descriptor);
+    if let Some(Decision::Resolves(_)) = change.decides {
+        // What is decided was looked at; the rest of the record goes on as it is.
+        rules.policy = Policy::Fields;
+    }
+    let resolved = resolve::resolve(&rules, &standing, &arriving);
     Ok(match resolved {
         Err(refusal) => Some(Outcome::refused(refusal.to_string())),
         Ok(resolution) if own_shape && came_as_made(change, &resolution) => None,
         Ok(resolution) => Some(Outcome {
             effect: in_shape_of(change, model, resolution.effect),
-            dropped: resolution.dropped,
+            dropped: resolution.dropped.into_iter().filter_map(|d| dropped_in(change, model, d)).collect(),
             refused: None,
         }),
     })
+}
+
+/// What was dropped, with the field as the change's own shape has it; `None` for one that its author did not know of.
+fn dropped_in(change: &Change, model: &Model, dropped: Dropped) -> Option<Dropped> {
+    let Some(field) = dropped.field else { return Some(dropped) };
+    let name = model.shape.fields.get(usize::from(field))?;
+    let own = change.shape.fields.iter().position(|f| f == name)?;
+    Some(Dropped { field: Some(u16::try_from(own).ok()?), ..dropped })
 }
 
 fn author(change: &Change, group: &Group, n: OriginSeq) -> Author {
@@ -165,6 +187,32 @@ impl<'c> Known<'c> {
             .query_row([], |row| row.get(0))?;
         let may_be_forgotten = row.is_none() && !has_tombstone && group.base.seq.0 < horizon;
         Ok(Self { row, since, may_be_forgotten, change })
+    }
+
+    /// Whether a decision is about what is decided already, or about a conflict whose record was written since by somebody
+    /// whose change the person had not seen: then it goes on waiting, and is shown as it is now.
+    fn is_too_late(&self, tx: &Tx<'_>, decision: Decision) -> Result<bool, Error> {
+        let (sql, id) = match decision {
+            Decision::Resolves(id) => {
+                ("SELECT field FROM sync_conflict WHERE id = ?1 AND decided IS NULL", id)
+            }
+            Decision::Retries(id) | Decision::Discards(id) => {
+                ("SELECT '' FROM sync_dead_letter WHERE id = ?1 AND decided IS NULL", id)
+            }
+        };
+        let field: Option<String> =
+            tx.conn.prepare_cached(sql)?.query_row([id.as_bytes()], |row| row.get(0)).optional()?;
+        let Some(field) = field else { return Ok(true) };
+        if !matches!(decision, Decision::Resolves(_)) {
+            return Ok(false);
+        }
+        let model = tx.models.iter().find(|m| m.descriptor.id == self.change.shape.model);
+        let at = model.and_then(|m| m.shape.fields.iter().position(|f| *f == field));
+        let touches = |did: &Did| match (did, at) {
+            (Did::Fields(fields), Some(at)) => fields.iter().any(|&f| usize::from(f) == at),
+            _ => true,
+        };
+        Ok(self.since.iter().any(|(_, seen, did)| !seen && touches(did)))
     }
 
     fn written(&self) -> Vec<Written<'_>> {

@@ -29,6 +29,12 @@ pub struct Status {
     pub quarantined: u64,
     /// Changes that `should_sync` kept on this device.
     pub withheld: u64,
+    /// Conflicts that wait for a person: [`Library::conflicts`](crate::Library::conflicts).
+    pub conflicts: u64,
+    /// Refused changes that wait for a person: [`Library::dead_letters`](crate::Library::dead_letters).
+    pub dead_letters: u64,
+    /// Pending changes whose row had to leave its table, since what the leader has was in its way.
+    pub blocked: u64,
     /// Devices that follow this one now.
     pub followers: Vec<Follower>,
     /// When an entry was last applied or confirmed, ms since 1970.

@@ -48,6 +48,8 @@ const NAMES: &[&str] = &[
     "sync_origin",
     "sync_group",
     "sync_entry",
+    "sync_conflict",
+    "sync_dead_letter",
     "sync_model",
     "sync_layout",
     "sync_device",
@@ -117,6 +119,7 @@ const TABLES: &[&str] = &[
         before TEXT,
         mark TEXT,
         actor TEXT,
+        decides TEXT,
         priority INTEGER NOT NULL DEFAULT 1,
         state TEXT NOT NULL DEFAULT 'waiting',
         attempts INTEGER NOT NULL DEFAULT 0,
@@ -124,6 +127,7 @@ const TABLES: &[&str] = &[
         last_error TEXT
     )",
     "CREATE INDEX sync_pending_record ON sync_pending (model, record)",
+    "CREATE INDEX sync_pending_decides ON sync_pending (decides) WHERE decides IS NOT NULL",
     // The replica itself. Terms as text: number/leader/counter/nonce. founder: the library was created here.
     // clock: the hybrid logical clock, where the newest group's is not higher. withheld: changes that should_sync kept here.
     "CREATE TABLE sync_replica (
@@ -175,7 +179,8 @@ const TABLES: &[&str] = &[
     // the row as it is after the entry (of a deletion or a noop, the key), a JSON array in the order of its layout; the view
     // sync_log names the fields. fields: the changed columns, NULL for all. before: the row before it, where no earlier entry has it.
     // change: what its author made of the record, where the entry came to something else: an object with kind, fields,
-    // row, old values, what was dropped, why it was refused.
+    // row, old values, what was dropped, why it was refused. decides: what its author, a person, decided with it: 'resolves'
+    // a conflict, 'retries' or 'discards' a dead letter, and its id.
     "CREATE TABLE sync_entry (
         seq INTEGER PRIMARY KEY,
         kind INTEGER NOT NULL,
@@ -192,9 +197,30 @@ const TABLES: &[&str] = &[
         before TEXT,
         change TEXT,
         mark TEXT,
-        actor TEXT
+        actor TEXT,
+        decides TEXT
     )",
     "CREATE INDEX sync_entry_record ON sync_entry (model, record) WHERE record IS NOT NULL",
+    // What did not stand, field by field: what sync_entry.change says of the entry at seq, for finding it. id: the losing
+    // change's identity and the field, hashed, so that it is the same wherever the entry comes to stand. field: '' where it is
+    // about the record being there. loser: 'local' (what the log had), 'remote' (what the change brought), 'both'. open: a
+    // person is to decide. decided: seq of the entry that ended it. superseded: by a newer one of the same author.
+    "CREATE TABLE sync_conflict (
+        seq INTEGER NOT NULL,
+        field TEXT NOT NULL,
+        id BLOB NOT NULL,
+        loser TEXT NOT NULL,
+        open INTEGER NOT NULL,
+        decided INTEGER,
+        superseded INTEGER,
+        PRIMARY KEY (seq, field)
+    ) WITHOUT ROWID",
+    "CREATE INDEX sync_conflict_id ON sync_conflict (id)",
+    "CREATE INDEX sync_conflict_open ON sync_conflict (seq) WHERE open AND decided IS NULL AND superseded IS NULL",
+    // Changes that were refused, with all they hold in the entry at seq. decided: seq of the entry that ended it.
+    "CREATE TABLE sync_dead_letter (seq INTEGER PRIMARY KEY, id BLOB NOT NULL, decided INTEGER)",
+    "CREATE INDEX sync_dead_letter_id ON sync_dead_letter (id)",
+    "CREATE INDEX sync_dead_letter_open ON sync_dead_letter (seq) WHERE decided IS NULL",
     "CREATE TABLE sync_model (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
     // What the arrays in sync_entry.data mean: field names as a JSON array, the key's and the UUIDs' indices.
     "CREATE TABLE sync_layout (

@@ -85,6 +85,24 @@ impl Scene {
         self.follower.reached(&self.leader).await;
     }
 
+    /// The follower goes offline; both write; it comes back, and both are level.
+    pub async fn apart(mut self, register: Register, on_leader: &[&str], on_follower: &[&str]) -> Self {
+        let closed = self.follower.close().await;
+        for sql in on_leader {
+            self.leader.sql(sql).await;
+        }
+        self.leader.library.barrier().await.unwrap();
+        let db = closed.connect().await;
+        for sql in on_follower {
+            db.execute_unprepared(sql).await.unwrap();
+        }
+        db.close().await.unwrap();
+        self.follower = closed.reopen(register).await.unwrap();
+        self.follower.start(&self.network).await;
+        self.follower.library.barrier().await.unwrap();
+        self
+    }
+
     /// Levels both and asserts that these columns hold the same bits on both.
     pub async fn assert_level(&self, table: &str, columns: &str) {
         self.level().await;

@@ -162,6 +162,7 @@ fn batch(text: &str) -> Batch {
         at: 8,
         mark: None,
         actor: None,
+        decides: None,
         outcome: None,
     };
     let group = Group {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{Unreadable, outcomes, outcomes::OutcomeHead};
 use crate::{
-    entry::{Batch, Body, Change, Entry, EntryKind, Group, Shape},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Shape},
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     log::BATCH_ENTRIES,
     value::{self, Value},
@@ -41,8 +41,8 @@ pub(crate) struct Columns {
     field_sets: Vec<Vec<u16>>,
     fields_of: Vec<u32>,
     members: Vec<DeviceId>,
-    /// Marks and actors, sparse: (index of the change, mark, actor).
-    notes: Vec<(u32, Option<String>, Option<String>)>,
+    /// Marks, actors and decisions, sparse: (index of the change, mark, actor, decision).
+    notes: Vec<(u32, Option<String>, Option<String>, Option<Decision>)>,
     /// For each shape, its rows column by column.
     rows: Vec<Vec<Column>>,
     /// Changes that carry what their changed fields held before.
@@ -258,8 +258,9 @@ impl Columns {
                     if let Some(outcome) = &change.outcome {
                         columns.outcomes.push(OutcomeHead::of(index, change, outcome));
                     }
-                    if change.mark.is_some() || change.actor.is_some() {
-                        columns.notes.push((index, change.mark.clone(), change.actor.clone()));
+                    if change.mark.is_some() || change.actor.is_some() || change.decides.is_some() {
+                        let (mark, actor) = (change.mark.clone(), change.actor.clone());
+                        columns.notes.push((index, mark, actor, change.decides));
                     }
                     columns.shape_of.push(shape);
                     columns.fields_of.push(set);
@@ -371,8 +372,7 @@ impl Columns {
                     stamp,
                     at,
                 },
-                EntryKind::Noop => return Err(bad("a change does nothing")),
-                kind @ (EntryKind::Upsert | EntryKind::Delete) => {
+                kind @ (EntryKind::Noop | EntryKind::Upsert | EntryKind::Delete) => {
                     let shape_index =
                         usize::from(*self.shape_of.get(change).ok_or_else(|| bad("a change has no shape"))?);
                     let shape =
@@ -397,10 +397,14 @@ impl Columns {
                             Some(set.clone())
                         }
                     };
-                    let (mark, actor) = match notes.next_if(|(index, ..)| *index as usize == change) {
-                        Some((_, mark, actor)) => (mark, actor),
-                        None => (None, None),
+                    let (mark, actor, decides) = match notes.next_if(|(index, ..)| *index as usize == change)
+                    {
+                        Some((_, mark, actor, decides)) => (mark, actor, decides),
+                        None => (None, None, None),
                     };
+                    if kind == EntryKind::Noop && decides.is_none() {
+                        return Err(bad("a change does nothing"));
+                    }
                     let existed = self.existed.0[change] != 0;
                     change += 1;
                     Body::Change(Change {
@@ -415,6 +419,7 @@ impl Columns {
                         at,
                         mark,
                         actor,
+                        decides,
                         outcome: None,
                     })
                 }
@@ -454,7 +459,7 @@ fn heads(batch: &Batch) -> Vec<GroupHead> {
 }
 
 fn is_change(kind: u8) -> bool {
-    kind == EntryKind::Upsert as u8 || kind == EntryKind::Delete as u8
+    [EntryKind::Noop, EntryKind::Upsert, EntryKind::Delete].map(|kind| kind as u8).contains(&kind)
 }
 
 /// A change travels as its author made it, with its outcome beside it.
@@ -595,6 +600,7 @@ mod tests {
                 at: 1_700_000_000_000 - stamp as i64,
                 mark: mark.map(String::from),
                 actor: mark.map(|m| format!("by {m}")),
+                decides: None,
                 outcome: None,
             })
         };
@@ -693,6 +699,7 @@ mod tests {
                     at: if i % 2 == 0 { i64::MAX } else { 0 },
                     mark: much.then(|| "m".into()),
                     actor: much.then(|| "a".into()),
+                    decides: None,
                     outcome: None,
                 };
                 let (seq, n) = (Seq(u64::from(i) + 1), Some(OriginSeq(1)));

@@ -1,0 +1,221 @@
+//! Dead letters: changes that the leader refused, with all they hold.
+//!
+//! The record itself went back to what the log says. A dead letter waits until somebody tries it once more, changed or as
+//! it was, or gives it up; either is a change, and is known on every device.
+
+use std::fmt;
+
+use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
+use uuid::Uuid;
+
+use crate::{
+    conflict::PAGE_MAX,
+    entry::{Body, Change, Decision, EntryKind},
+    error::Error,
+    id::{DeviceId, Seq},
+    layout::{Layouts, logged_before},
+    log::LogReader,
+    pending,
+    row::Row,
+    status::ChangeKind,
+    store::Model,
+    value::write_json_string,
+};
+
+/// Names a dead letter, on every device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeadLetterId(pub Uuid);
+
+impl fmt::Display for DeadLetterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How far a dead letter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeadLetterState {
+    /// Somebody is to retry or to discard it.
+    Open,
+    /// It was tried once more, by the entry here. Where that was refused too, there is a dead letter of its own.
+    Retried(Seq),
+    /// It was given up, by the entry here.
+    Discarded(Seq),
+}
+
+/// A change that was refused.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetter {
+    /// Names it on every device.
+    pub id: DeadLetterId,
+    /// The entry that keeps it.
+    pub seq: Seq,
+    /// Sync id of the model.
+    pub model: String,
+    /// Canonical id of the record.
+    pub record: String,
+    /// Who made the change.
+    pub device: DeviceId,
+    /// When, by that device's clock, ms since 1970.
+    pub at: i64,
+    /// What it was to do. A decision that was to write nothing is shown as an upsert of no values.
+    pub kind: ChangeKind,
+    /// The columns that it changed; `None` for all.
+    pub changed: Option<Vec<String>>,
+    /// The whole row as its author made it; of a deletion, the key.
+    pub values: Row,
+    /// What the changed columns held before, as far as it is known.
+    pub base: Row,
+    /// What the leader had instead, when it was refused; `None` where the record was not there.
+    pub standing: Option<Row>,
+    /// Why it was refused.
+    pub reason: String,
+    /// How far it is.
+    pub state: DeadLetterState,
+    /// This device has decided, and the leader has yet to sequence that.
+    pub being_decided: bool,
+}
+
+impl DeadLetter {
+    /// The dead letter as a JSON object, for keeping it or looking at it elsewhere. Rows are in the form of [`Row::to_json`].
+    pub fn to_json(&self) -> String {
+        let mut out = String::from("{");
+        let text = |out: &mut String, name: &str, value: &str| {
+            if out.len() > 1 {
+                out.push(',');
+            }
+            write_json_string(name, out);
+            out.push(':');
+            write_json_string(value, out);
+        };
+        let raw = |out: &mut String, name: &str, value: &str| {
+            out.push(',');
+            write_json_string(name, out);
+            out.push(':');
+            out.push_str(value);
+        };
+        text(&mut out, "id", &self.id.to_string());
+        raw(&mut out, "seq", &self.seq.to_string());
+        text(&mut out, "model", &self.model);
+        text(&mut out, "record", &self.record);
+        text(&mut out, "device", &self.device.to_string());
+        raw(&mut out, "at", &self.at.to_string());
+        text(&mut out, "kind", if self.kind == ChangeKind::Delete { "delete" } else { "upsert" });
+        let changed = self.changed.as_ref().map(|names| serde_json::json!(names).to_string());
+        raw(&mut out, "changed", changed.as_deref().unwrap_or("null"));
+        raw(&mut out, "values", &self.values.to_json());
+        raw(&mut out, "base", &self.base.to_json());
+        let standing = self.standing.as_ref().map(Row::to_json);
+        raw(&mut out, "standing", standing.as_deref().unwrap_or("null"));
+        text(&mut out, "reason", &self.reason);
+        let state = match self.state {
+            DeadLetterState::Open => "open",
+            DeadLetterState::Retried(_) => "retried",
+            DeadLetterState::Discarded(_) => "discarded",
+        };
+        text(&mut out, "state", state);
+        out.push('}');
+        out
+    }
+}
+
+/// A dead letter, and the change that it keeps.
+pub(crate) struct Found {
+    pub(crate) letter: DeadLetter,
+    pub(crate) change: Change,
+}
+
+/// A dead letter by its id.
+pub(crate) fn by_id(conn: &Connection, models: &[Model], id: Uuid) -> Result<Option<Found>, Error> {
+    let head = conn
+        .prepare_cached(
+            "SELECT seq, id, decided FROM sync_dead_letter WHERE id = ?1 ORDER BY decided IS NOT NULL, seq DESC LIMIT 1",
+        )?
+        .query_row([id.as_bytes()], head)
+        .optional()?;
+    head.map(|head| find(conn, models, head)).transpose()
+}
+
+/// Those that wait, oldest first, up to [`PAGE_MAX`].
+pub(crate) fn open(conn: &Connection, models: &[Model]) -> Result<Vec<DeadLetter>, Error> {
+    let sql = "SELECT seq, id, decided FROM sync_dead_letter WHERE decided IS NULL ORDER BY seq LIMIT ?1";
+    page(conn, models, sql, params![PAGE_MAX])
+}
+
+/// All behind `after`, oldest first, up to [`PAGE_MAX`].
+pub(crate) fn since(conn: &Connection, models: &[Model], after: Seq) -> Result<Vec<DeadLetter>, Error> {
+    let sql = "SELECT seq, id, decided FROM sync_dead_letter WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+    page(conn, models, sql, params![after.0, PAGE_MAX])
+}
+
+type Head = (Seq, Uuid, Option<Seq>);
+
+fn head(row: &SqlRow<'_>) -> rusqlite::Result<Head> {
+    Ok((Seq(row.get(0)?), Uuid::from_bytes(row.get(1)?), row.get::<_, Option<u64>>(2)?.map(Seq)))
+}
+
+fn page(
+    conn: &Connection,
+    models: &[Model],
+    sql: &str,
+    params: impl rusqlite::Params,
+) -> Result<Vec<DeadLetter>, Error> {
+    let heads = conn.prepare_cached(sql)?.query_map(params, head)?.collect::<Result<Vec<_>, _>>()?;
+    heads.into_iter().map(|head| Ok(find(conn, models, head)?.letter)).collect()
+}
+
+fn find(conn: &Connection, models: &[Model], (seq, id, decided): Head) -> Result<Found, Error> {
+    let missing = || Error::Damaged(format!("dead letter {id} is of entry {seq}, which is none"));
+    let (entry, group) = LogReader::new(models).change(conn, seq)?.ok_or_else(missing)?;
+    let Body::Change(change) = entry.body else { return Err(missing()) };
+    let named = |fields: &Vec<u16>| {
+        fields.iter().filter_map(|&f| change.shape.fields.get(usize::from(f)).cloned()).collect()
+    };
+    let said = logged_before(conn, &mut Layouts::new(models), &change, seq)?;
+    let key: Vec<u16> = change.shape.key.iter().filter_map(|&i| u16::try_from(i).ok()).collect();
+    let is_upsert = change.kind == EntryKind::Upsert;
+    let state = match decided {
+        None => DeadLetterState::Open,
+        Some(by) if was_discarded(conn, by)? => DeadLetterState::Discarded(by),
+        Some(by) => DeadLetterState::Retried(by),
+    };
+    let letter = DeadLetter {
+        id: DeadLetterId(id),
+        seq,
+        model: change.shape.model.clone(),
+        record: change.record.clone(),
+        device: group.device,
+        at: change.at,
+        kind: if change.kind == EntryKind::Delete { ChangeKind::Delete } else { ChangeKind::Upsert },
+        changed: change.fields.as_ref().map(named),
+        values: Row::in_shape(&change.shape, &change.row, (!is_upsert).then_some(&key)),
+        base: match (&change.before, &change.fields) {
+            (Some(before), Some(fields)) => Row::in_shape(&change.shape, before, Some(fields)),
+            _ => Row::default(),
+        },
+        standing: said.and_then(|said| Some(Row::in_shape(&said.shape, said.row.as_deref()?, None))),
+        reason: change.outcome.as_ref().and_then(|o| o.refused.clone()).unwrap_or_default(),
+        state,
+        being_decided: pending::is_deciding(conn, Decision::Retries(id))?
+            || pending::is_deciding(conn, Decision::Discards(id))?,
+    };
+    Ok(Found { letter, change })
+}
+
+fn was_discarded(conn: &Connection, seq: Seq) -> Result<bool, Error> {
+    let decides: Option<String> = conn
+        .prepare_cached("SELECT decides FROM sync_entry WHERE seq = ?1")?
+        .query_row([seq.0], |row| row.get(0))
+        .optional()?
+        .flatten();
+    Ok(matches!(decides.as_deref().and_then(Decision::from_text), Some(Decision::Discards(_))))
+}
+
+/// The id of the dead letter of the entry at `seq`, if there is one.
+pub(crate) fn of_entry(conn: &Connection, seq: Seq) -> Result<Option<DeadLetterId>, Error> {
+    let id: Option<[u8; 16]> = conn
+        .prepare_cached("SELECT id FROM sync_dead_letter WHERE seq = ?1")?
+        .query_row([seq.0], |row| row.get(0))
+        .optional()?;
+    Ok(id.map(|id| DeadLetterId(Uuid::from_bytes(id))))
+}

@@ -1,0 +1,210 @@
+//! What an application asks of conflicts, dead letters and settlements.
+
+use std::{io::Write, path::Path};
+
+use uuid::Uuid;
+
+use super::Library;
+use crate::{
+    conflict::{self, Choice, Conflict, ConflictId},
+    dead_letter::{self, DeadLetter, DeadLetterId},
+    decide,
+    engine::Driver,
+    error::Error,
+    id::{DeviceId, Seq},
+    row::Row,
+    seal,
+    settlement::{self, Settlement, Settlements},
+    store::Tx,
+    why::{self, Why},
+};
+
+impl Library {
+    /// The conflicts that wait for a person, oldest first, at most [`PAGE_MAX`](crate::conflict::PAGE_MAX): those of models
+    /// with the policy `manual`, on every device the same. [`Status::conflicts`](crate::Status::conflicts) counts all.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn conflicts(&self) -> Result<Vec<Conflict>, Error> {
+        self.inner.readers.run(conflict::open).await
+    }
+
+    /// All conflicts behind an entry, decided ones too, oldest first: those of at most some
+    /// [`PAGE_MAX`](crate::conflict::PAGE_MAX) entries. Ask again with the last one's seq for more.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn conflicts_since(&self, after: Seq) -> Result<Vec<Conflict>, Error> {
+        self.inner.readers.run(move |conn, models| conflict::since(conn, models, after)).await
+    }
+
+    /// A conflict by its id; `None` if this device knows none.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn conflict(&self, id: ConflictId) -> Result<Option<Conflict>, Error> {
+        let found = self.inner.readers.run(move |conn, models| conflict::by_id(conn, models, id.0)).await?;
+        Ok(found.map(|found| found.conflict))
+    }
+
+    /// Decides a conflict: one that waits for a person, or one that the policy decided otherwise.
+    ///
+    /// The record is here as decided at once, and on all devices when the leader has sequenced it. If somebody else has
+    /// written the same meanwhile without this device having seen it, nothing is decided: the conflict goes on waiting,
+    /// with what the log has then. If somebody else has decided it, that stands. [`Library::settled`] says which.
+    ///
+    /// # Errors
+    /// [`Error::NotDecided`]: there is no such conflict, it is decided already, the row is another record's, or the
+    /// database here does not take it.
+    pub async fn resolve(&self, id: ConflictId, choice: Choice) -> Result<(), Error> {
+        self.decide(move |tx| decide::resolve(tx, id.0, &choice)).await
+    }
+
+    /// The dead letters that wait to be retried or discarded, oldest first, at most
+    /// [`PAGE_MAX`](crate::conflict::PAGE_MAX). [`Status::dead_letters`](crate::Status::dead_letters) counts all.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn dead_letters(&self) -> Result<Vec<DeadLetter>, Error> {
+        self.inner.readers.run(dead_letter::open).await
+    }
+
+    /// A dead letter by its id; `None` if this device knows none.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn dead_letter(&self, id: DeadLetterId) -> Result<Option<DeadLetter>, Error> {
+        let found =
+            self.inner.readers.run(move |conn, models| dead_letter::by_id(conn, models, id.0)).await?;
+        Ok(found.map(|found| found.letter))
+    }
+
+    /// Tries a dead letter once more, over the record as it is now. What is refused again is a new dead letter.
+    ///
+    /// # Errors
+    /// [`Error::NotDecided`]: there is no such dead letter, it is decided already, or the database here does not take
+    /// it either.
+    pub async fn retry(&self, id: DeadLetterId) -> Result<(), Error> {
+        self.retry_with(id, Row::default()).await
+    }
+
+    /// [`Library::retry`] with some of its values changed: those of the columns that `edited` holds.
+    ///
+    /// # Errors
+    /// Those of [`Library::retry`]; and a column that the model does not have, or another record's key.
+    pub async fn retry_with(&self, id: DeadLetterId, edited: Row) -> Result<(), Error> {
+        self.decide(move |tx| decide::retry(tx, id.0, &edited)).await
+    }
+
+    /// Gives a dead letter up. Its values stay in the log and can be looked at there.
+    ///
+    /// # Errors
+    /// [`Error::NotDecided`]: there is no such dead letter, or it is decided already.
+    pub async fn discard(&self, id: DeadLetterId) -> Result<(), Error> {
+        self.decide(move |tx| decide::discard(tx, id.0)).await
+    }
+
+    /// Writes all dead letters, decided ones too, to a new file: one JSON object ([`DeadLetter::to_json`]) a line. How many.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the file is there already or cannot be written; what the database says.
+    pub async fn export_dead_letters(&self, to: &Path) -> Result<u64, Error> {
+        let path = to.to_owned();
+        let failed = {
+            let path = path.clone();
+            move |source| Error::File { what: "exporting dead letters to", path: path.clone(), source }
+        };
+        self.inner
+            .readers
+            .run(move |conn, models| {
+                let file = std::fs::File::options().write(true).create_new(true).open(&path);
+                let mut file = std::io::BufWriter::new(file.map_err(&failed)?);
+                let (mut after, mut count) = (Seq(0), 0);
+                loop {
+                    let page = dead_letter::since(conn, models, after)?;
+                    let Some(last) = page.last() else { break };
+                    after = last.seq;
+                    count += page.len() as u64;
+                    for letter in &page {
+                        writeln!(file, "{}", letter.to_json()).map_err(&failed)?;
+                    }
+                }
+                file.flush().map_err(&failed)?;
+                Ok(count)
+            })
+            .await
+    }
+
+    /// Waits until the leader has answered all that is pending on a record here, and says what became of each change, in
+    /// their order; nothing where nothing was pending. `record` is its canonical id: of a UUID key the hyphenated text.
+    ///
+    /// It waits as long as the leader cannot be reached: [`Library::status`] says why.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] and [`Error::LinkStopped`] when it would wait for ever.
+    pub async fn settled(&self, model: &str, record: &str) -> Result<Vec<Settlement>, Error> {
+        let (model, record) = (model.to_owned(), record.to_owned());
+        let waiting = self
+            .inner
+            .engine
+            .step(move |driver| {
+                driver.transaction(seal::seal_all)?;
+                driver.publish()?;
+                settlement::pending_on(driver.store.connection(), &model, &record)
+            })
+            .await?;
+        if let Some(last) = waiting.last() {
+            self.settled_up_to(last.id).await?;
+        }
+        self.inner.readers.run(move |conn, models| settlement::of_waiting(conn, models, &waiting)).await
+    }
+
+    /// What becomes of this device's changes, from behind an entry on: those that the log shows already, then each as it is
+    /// settled. Keep the seq of the last one that was dealt with, and nothing is missed or told twice, whatever restarts.
+    pub fn settlements(&self, after: Seq) -> Settlements {
+        Settlements::new(self.clone(), after)
+    }
+
+    pub(crate) async fn read_settlements(
+        &self,
+        device: DeviceId,
+        after: Seq,
+    ) -> Result<(std::collections::VecDeque<Settlement>, Seq), Error> {
+        self.inner.readers.run(move |conn, models| settlement::read(conn, models, device, after)).await
+    }
+
+    /// Explains how a record came to be what it is: its changes, what they met, who won by which policy. `record` is its
+    /// canonical id: of a UUID key the hyphenated text, of a composite key a JSON array.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn why(&self, model: &str, record: &str) -> Result<Why, Error> {
+        let (model, record) = (model.to_owned(), record.to_owned());
+        self.inner.readers.run(move |conn, models| why::explain(conn, models, &model, &record)).await
+    }
+
+    async fn decide(
+        &self,
+        step: impl FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        self.inner
+            .engine
+            .step(move |driver: &mut Driver| {
+                driver.enforcing(step)?;
+                driver.publish()
+            })
+            .await
+    }
+}
+
+impl From<ConflictId> for Uuid {
+    fn from(id: ConflictId) -> Self {
+        id.0
+    }
+}
+
+impl From<DeadLetterId> for Uuid {
+    fn from(id: DeadLetterId) -> Self {
+        id.0
+    }
+}

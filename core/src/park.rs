@@ -1,0 +1,209 @@
+//! Park: the tables of conflict records and of dead letters, which follow from the log.
+//!
+//! They hold no values. The entry that tells of a conflict or a refusal has them all; these tables say where it stands,
+//! under an id, and whether somebody has decided since. Appending an entry writes them, on every device alike.
+//!
+//! An id is a hash of the losing change's identity, so that it is the same wherever in a log its entry comes to stand.
+
+use rusqlite::{Connection, OptionalExtension, params};
+use uuid::Uuid;
+
+use crate::{
+    entry::{Change, Decision, Group, Outcome},
+    error::Error,
+    id::{DeviceId, Origin, OriginSeq, Seq},
+    layout::RecordId,
+    resolve::{Effect, Loser},
+    store::Tx,
+};
+
+/// What a change is known by on all devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) origin: Origin,
+    pub(crate) n: OriginSeq,
+    pub(crate) tag: u64,
+}
+
+const NAMESPACE: Uuid = Uuid::from_u128(0x0199_7a11_0000_7000_8000_0000_0000_0003);
+
+impl Identity {
+    /// Of a change of `group`; what a cascade made has no number of its own and counts as the group's last.
+    pub(crate) fn of(group: &Group, n: Option<OriginSeq>) -> Self {
+        Self { origin: group.origin, n: n.unwrap_or(group.last_n), tag: group.tag }
+    }
+
+    /// Id of the conflict record in which its value of a field, or without one the record's being there, lost.
+    pub(crate) fn conflict(&self, field: Option<&str>) -> Uuid {
+        self.hash("conflict", field.unwrap_or_default())
+    }
+
+    /// Id of its dead letter.
+    pub(crate) fn dead_letter(&self) -> Uuid {
+        self.hash("dead letter", "")
+    }
+
+    fn hash(&self, what: &str, field: &str) -> Uuid {
+        let mut name = Vec::with_capacity(64);
+        name.extend_from_slice(self.origin.0.as_bytes());
+        name.extend_from_slice(&self.n.0.to_be_bytes());
+        name.extend_from_slice(&self.tag.to_be_bytes());
+        name.extend_from_slice(what.as_bytes());
+        name.push(0);
+        name.extend_from_slice(field.as_bytes());
+        Uuid::new_v5(&NAMESPACE, &name)
+    }
+}
+
+/// Whether an entry's change has anything to be parked.
+pub(crate) fn concerns(change: &Change) -> bool {
+    change.decides.is_some()
+        || change.outcome.as_ref().is_some_and(|o| !o.dropped.is_empty() || o.refused.is_some())
+}
+
+/// Writes what the entry at `seq`, just appended, says of conflicts and refusals. It stands in `group`, whose row is there.
+pub(crate) fn park(
+    tx: &Tx<'_>,
+    group: &Group,
+    seq: Seq,
+    n: Option<OriginSeq>,
+    change: &Change,
+) -> Result<(), Error> {
+    let identity = Identity::of(group, n);
+    if let Some(decision) = change.decides.filter(|&decision| stands(decision, change.outcome.as_deref())) {
+        decided(tx, decision, seq)?;
+    }
+    let Some(outcome) = &change.outcome else { return Ok(()) };
+    if outcome.refused.is_some() {
+        tx.conn
+            .prepare_cached("INSERT INTO sync_dead_letter (seq, id) VALUES (?1, ?2)")?
+            .execute(params![seq.0, identity.dead_letter().as_bytes()])?;
+    }
+    for dropped in &outcome.dropped {
+        let name = dropped.field.and_then(|f| change.shape.fields.get(usize::from(f))).map(String::as_str);
+        let (loser, losing) = match dropped.loser {
+            Loser::Local => ("local", last_writer(tx.conn, change, seq, name)?.map(|writer| writer.identity)),
+            Loser::Remote => ("remote", Some(identity)),
+            Loser::Both => ("both", Some(identity)),
+        };
+        let id = losing.unwrap_or(identity).conflict(name);
+        if dropped.open {
+            supersede(tx, group, change, seq, name)?;
+        }
+        tx.conn
+            .prepare_cached(
+                "INSERT INTO sync_conflict (seq, field, id, loser, open) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![seq.0, name.unwrap_or_default(), id.as_bytes(), loser, dropped.open])?;
+    }
+    Ok(())
+}
+
+/// Whether a decision stands: not where it came too late. Where what it wrote was refused in its turn, a conflict goes on
+/// waiting, and a dead letter has the new one in its place.
+fn stands(decision: Decision, outcome: Option<&Outcome>) -> bool {
+    let Some(outcome) = outcome else { return true };
+    match (&outcome.refused, decision) {
+        (Some(_), Decision::Resolves(_)) => false,
+        (Some(_), _) => true,
+        (None, _) => !outcome.dropped.is_empty() || outcome.effect != Effect::None,
+    }
+}
+
+/// Ends what the entry at `seq` decides.
+pub(crate) fn decided(tx: &Tx<'_>, decision: Decision, seq: Seq) -> Result<(), Error> {
+    let (sql, id) = match decision {
+        Decision::Resolves(id) => {
+            ("UPDATE sync_conflict SET decided = ?2 WHERE id = ?1 AND decided IS NULL", id)
+        }
+        Decision::Retries(id) | Decision::Discards(id) => {
+            ("UPDATE sync_dead_letter SET decided = ?2 WHERE id = ?1 AND decided IS NULL", id)
+        }
+    };
+    tx.conn.prepare_cached(sql)?.execute(params![id.as_bytes(), seq.0])?;
+    Ok(())
+}
+
+/// An author who writes a field again before anybody decided has given up what waits there.
+fn supersede(
+    tx: &Tx<'_>,
+    group: &Group,
+    change: &Change,
+    seq: Seq,
+    field: Option<&str>,
+) -> Result<(), Error> {
+    tx.conn
+        .prepare_cached(
+            "UPDATE sync_conflict SET superseded = ?1
+             WHERE open AND decided IS NULL AND superseded IS NULL AND field = ?2 AND seq IN (
+                SELECT e.seq FROM sync_entry e
+                WHERE e.model = (SELECT id FROM sync_model WHERE name = ?3) AND e.record = ?4 AND e.seq < ?1
+                    AND (SELECT o.device FROM sync_group g JOIN sync_origin o ON o.id = g.origin
+                        WHERE g.first <= e.seq ORDER BY g.first DESC LIMIT 1) = ?5)",
+        )?
+        .execute(params![
+            seq.0,
+            field.unwrap_or_default(),
+            change.shape.model,
+            RecordId(&change.record),
+            group.device.to_string()
+        ])?;
+    Ok(())
+}
+
+/// Who wrote last, and where.
+#[derive(Clone, Debug)]
+pub(crate) struct Writer {
+    pub(crate) seq: Seq,
+    pub(crate) identity: Identity,
+    pub(crate) device: DeviceId,
+    /// Wall clock, ms since 1970.
+    pub(crate) at: i64,
+}
+
+/// Who wrote a field of the change's record last before `seq`, or without a field the record; `None` where the log does
+/// not say.
+pub(crate) fn last_writer(
+    conn: &Connection,
+    change: &Change,
+    seq: Seq,
+    field: Option<&str>,
+) -> Result<Option<Writer>, Error> {
+    let mut statement = conn.prepare_cached(
+        "SELECT e.seq, e.n, e.at, e.kind, e.fields FROM sync_entry e
+         WHERE e.model = (SELECT id FROM sync_model WHERE name = ?1) AND e.record = ?2 AND e.seq < ?3
+            AND e.kind IN (1, 2) ORDER BY e.seq DESC",
+    )?;
+    let mut rows = statement.query(params![change.shape.model, RecordId(&change.record), seq.0])?;
+    while let Some(row) = rows.next()? {
+        let names: Option<String> = row.get(4)?;
+        let wrote = match (field, names) {
+            (None, _) | (_, None) => true,
+            (Some(field), Some(names)) => {
+                row.get::<_, i64>(3)? == 2
+                    || crate::capture::names_from_json(&names)?.iter().any(|n| n == field)
+            }
+        };
+        if wrote {
+            let (seq, n): (u64, Option<u64>) = (row.get(0)?, row.get(1)?);
+            return writer_at(conn, Seq(seq), n.map(OriginSeq), row.get(2)?);
+        }
+    }
+    Ok(None)
+}
+
+fn writer_at(conn: &Connection, seq: Seq, n: Option<OriginSeq>, at: i64) -> Result<Option<Writer>, Error> {
+    let row: Option<(String, String, u64, i64)> = conn
+        .prepare_cached(
+            "SELECT o.origin, o.device, g.last_n, g.tag FROM sync_group g JOIN sync_origin o ON o.id = g.origin
+             WHERE g.first <= ?1 ORDER BY g.first DESC LIMIT 1",
+        )?
+        .query_row([seq.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+        .optional()?;
+    let Some((origin, device, last_n, tag)) = row else { return Ok(None) };
+    let origin = Origin(origin.parse().map_err(|_| Error::Damaged(format!("`{origin}` is no origin")))?);
+    let identity = Identity { origin, n: n.unwrap_or(OriginSeq(last_n)), tag: tag as u64 };
+    let device =
+        DeviceId::parse(&device).ok_or_else(|| Error::Damaged(format!("`{device}` is no device id")))?;
+    Ok(Some(Writer { seq, identity, device, at }))
+}

@@ -1,0 +1,488 @@
+//! Nothing saved is lost: what did not stand is in the conflict records or in the dead letters of every device, with all
+//! its values, and a person may decide otherwise.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use tidelog::{
+    Choice, Conflict, DeadLetter, LibraryBuilder, Outcome, Row, Settlement,
+    conflict::{ConflictState, Winner},
+    dead_letter::DeadLetterState,
+    id::Seq,
+    value::Value,
+};
+use tidelog_tests::{
+    scene::{Device, Scene, assert_says, number, text},
+    small::{TABLES, item, person, team},
+};
+
+/// A page that nobody but a person may merge.
+#[allow(unreachable_pub, reason = "SeaORM has entities public")]
+mod page {
+    use sea_orm::entity::prelude::*;
+    use tidelog::Syncable;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
+    #[sea_orm(table_name = "pages")]
+    #[sync(model = "page", merge = "manual", deletes = "manual")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: String,
+        pub title: String,
+        pub body: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+}
+
+const PAGES: &str =
+    "CREATE TABLE pages (id TEXT NOT NULL PRIMARY KEY, title TEXT NOT NULL, body TEXT NOT NULL)";
+
+fn schema() -> String {
+    format!("{}; {PAGES}", TABLES.join("; "))
+}
+
+fn register(builder: LibraryBuilder) -> LibraryBuilder {
+    builder.model::<item::Entity>().model::<team::Entity>().model::<person::Entity>().model::<page::Entity>()
+}
+
+async fn scene(before: &str) -> Scene {
+    let scene = Scene::set(&schema(), register).await;
+    scene.leader.sql(before).await;
+    scene.level().await;
+    scene
+}
+
+/// A page of which the leader and the follower each made something else, both offline.
+async fn two_titles() -> Scene {
+    scene("INSERT INTO pages VALUES ('p', 'title', 'body')")
+        .await
+        .apart(
+            register,
+            &["UPDATE pages SET title = 'leader' WHERE id = 'p'"],
+            &["UPDATE pages SET title = 'follower' WHERE id = 'p'"],
+        )
+        .await
+}
+
+/// All that is the same on every device is the same here, and nothing waits.
+async fn assert_agreed(scene: &Scene) {
+    for device in [&scene.follower, &scene.leader, &scene.follower] {
+        device.library.barrier().await.unwrap();
+    }
+    for table in ["pages", "teams", "people", "sync_log", "sync_conflict", "sync_dead_letter"] {
+        assert_eq!(scene.leader.dump(table, "*"), scene.follower.dump(table, "*"), "table `{table}`");
+    }
+    let items = "id, parent_id, name, place";
+    assert_eq!(scene.leader.dump("items", items), scene.follower.dump("items", items));
+    for device in [&scene.leader, &scene.follower] {
+        assert_eq!(number(&device.file(), "SELECT count(*) FROM sync_pending"), 0);
+        assert_eq!(number(&device.file(), "SELECT count(*) FROM pragma_foreign_key_check"), 0);
+    }
+}
+
+async fn only_conflict(device: &Device) -> Conflict {
+    let mut conflicts = device.library.conflicts().await.unwrap();
+    assert_eq!(conflicts.len(), 1, "{conflicts:?}");
+    conflicts.remove(0)
+}
+
+async fn only_dead_letter(device: &Device) -> DeadLetter {
+    let mut letters = device.library.dead_letters().await.unwrap();
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    letters.remove(0)
+}
+
+fn page(device: &Device) -> String {
+    let sql = "SELECT coalesce((SELECT title || ' ' || body FROM pages WHERE id = 'p'), 'gone')";
+    text(&device.file(), sql)
+}
+
+fn text_of<'r>(row: Option<&'r Row>, column: &str) -> Option<&'r Value> {
+    row.and_then(|row| row.get(column))
+}
+
+fn value(text: &str) -> Value {
+    Value::Text(text.into())
+}
+
+fn row(columns: &[(&str, &str)]) -> Row {
+    columns.iter().map(|(name, text)| ((*name).to_owned(), value(text))).collect()
+}
+
+#[tokio::test]
+async fn a_conflict_waits_on_every_device_with_all_that_was_written() {
+    let scene = two_titles().await;
+    let (there, here) = (only_conflict(&scene.leader).await, only_conflict(&scene.follower).await);
+    assert_eq!(there, here);
+    assert_eq!((here.model.as_str(), here.record.as_str()), ("page", "p"));
+    assert_eq!((here.field.as_deref(), here.state), (Some("title"), ConflictState::Open));
+    assert_eq!((here.base.get("title"), here.winner), (Some(&value("title")), Winner::Local));
+    assert_eq!(text_of(here.local.row.as_ref(), "title"), Some(&value("leader")));
+    assert_eq!(text_of(here.remote.row.as_ref(), "title"), Some(&value("follower")));
+    let device = |device: &Device| device.library.status().borrow().device;
+    assert_eq!((here.local.device, here.remote.device), (device(&scene.leader), device(&scene.follower)));
+    assert!(here.local.at.is_some() && here.remote.at.is_some());
+    for device in [&scene.leader, &scene.follower] {
+        device.until("a conflict is counted", |status| status.conflicts == 1).await;
+        assert_eq!(page(device), "leader body", "what the log had stands meanwhile");
+    }
+    assert_agreed(&scene).await;
+}
+
+#[tokio::test]
+async fn a_person_on_either_device_says_local_remote_or_merged() {
+    let merged = Choice::Merged(row(&[("title", "both"), ("body", "new")]));
+    for (choice, stands) in
+        [(Choice::Local, "leader body"), (Choice::Remote, "follower body"), (merged, "both new")]
+    {
+        for by_leader in [true, false] {
+            let scene = two_titles().await;
+            let device = if by_leader { &scene.leader } else { &scene.follower };
+            let id = only_conflict(device).await.id;
+            device.library.resolve(id, choice.clone()).await.unwrap();
+            assert_eq!(page(device), stands, "{choice:?} is here at once");
+            assert_agreed(&scene).await;
+            for device in [&scene.leader, &scene.follower] {
+                assert_eq!(page(device), stands, "{choice:?}");
+                assert_eq!(device.library.conflicts().await.unwrap(), []);
+                let resolved = device.library.conflict(id).await.unwrap().unwrap();
+                assert!(matches!(resolved.state, ConflictState::Resolved(_)), "{resolved:?}");
+                device.until("no conflict is counted", |status| status.conflicts == 0).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_model_is_taken_apart_and_put_together_for_merging() {
+    let scene = two_titles().await;
+    let conflict = only_conflict(&scene.follower).await;
+    let mut theirs: page::Model = conflict.local.row.as_ref().unwrap().model().unwrap();
+    let mine: page::Model = conflict.remote.row.as_ref().unwrap().model().unwrap();
+    assert_eq!((theirs.title.as_str(), mine.title.as_str()), ("leader", "follower"));
+    theirs.title = format!("{} and {}", theirs.title, mine.title);
+    scene.follower.library.resolve(conflict.id, Choice::Merged(Row::of(&theirs).unwrap())).await.unwrap();
+    assert_agreed(&scene).await;
+    assert_eq!(page(&scene.leader), "leader and follower body");
+}
+
+#[tokio::test]
+async fn a_decision_about_what_was_written_over_meanwhile_is_asked_for_again() {
+    let mut scene = two_titles().await;
+    let id = only_conflict(&scene.follower).await.id;
+    // The follower decides offline, on what the leader has changed by then.
+    let closed = scene.follower.close().await;
+    scene.leader.sql("UPDATE pages SET title = 'moved' WHERE id = 'p'").await;
+    scene.leader.library.barrier().await.unwrap();
+    scene.follower = closed.reopen(register).await.unwrap();
+    let decided = Choice::Merged(row(&[("title", "decided too early")]));
+    scene.follower.library.resolve(id, decided).await.unwrap();
+    assert_eq!(page(&scene.follower), "decided too early body");
+    let waits = scene.follower.library.conflict(id).await.unwrap().unwrap();
+    assert!(waits.being_decided);
+    scene.follower.start(&scene.network).await;
+    let settled = scene.follower.library.settled("page", "p").await.unwrap();
+    let outcomes: Vec<&Outcome> = settled.iter().map(|s| &s.outcome).collect();
+    assert_eq!(outcomes, [&Outcome::Superseded { conflicts: vec![] }]);
+    assert_agreed(&scene).await;
+    for device in [&scene.leader, &scene.follower] {
+        assert_eq!(page(device), "moved body");
+        let again = only_conflict(device).await;
+        assert_eq!((again.id, again.state, again.being_decided), (id, ConflictState::Open, false));
+    }
+    let log = text(
+        &scene.leader.file(),
+        "SELECT group_concat(coalesce(change, '')) FROM sync_entry WHERE record = 'p'",
+    );
+    assert!(log.contains("decided too early"), "what was typed is not lost: {log}");
+    scene.follower.library.resolve(id, Choice::Remote).await.unwrap();
+    assert_agreed(&scene).await;
+    assert_eq!(page(&scene.leader), "follower body");
+}
+
+#[tokio::test]
+async fn of_two_who_decide_the_first_stands() {
+    let mut scene = two_titles().await;
+    let id = only_conflict(&scene.follower).await.id;
+    let closed = scene.follower.close().await;
+    scene.leader.library.resolve(id, Choice::Local).await.unwrap();
+    scene.follower = closed.reopen(register).await.unwrap();
+    scene.follower.library.resolve(id, Choice::Remote).await.unwrap();
+    scene.follower.start(&scene.network).await;
+    assert_agreed(&scene).await;
+    assert_eq!(page(&scene.follower), "leader body");
+    assert_eq!(scene.follower.library.conflicts().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn an_author_who_writes_again_has_one_conflict_with_the_newest() {
+    let scene = scene("INSERT INTO pages VALUES ('p', 'title', 'body')")
+        .await
+        .apart(
+            register,
+            &["UPDATE pages SET title = 'leader' WHERE id = 'p'"],
+            &["UPDATE pages SET title = 'first' WHERE id = 'p'"],
+        )
+        .await
+        .apart(
+            register,
+            &["UPDATE pages SET title = 'leader again' WHERE id = 'p'"],
+            &["UPDATE pages SET title = 'second' WHERE id = 'p'"],
+        )
+        .await;
+    let conflict = only_conflict(&scene.leader).await;
+    assert_eq!(text_of(conflict.remote.row.as_ref(), "title"), Some(&value("second")));
+    let all = scene.follower.library.conflicts_since(Seq(0)).await.unwrap();
+    let states: Vec<_> = all.iter().map(|c| c.state).collect();
+    assert_eq!(states, [ConflictState::Superseded(conflict.seq), ConflictState::Open]);
+    assert_agreed(&scene).await;
+}
+
+#[tokio::test]
+async fn a_person_decides_whether_a_deletion_stands() {
+    for (delete_first, choice, stands) in [
+        (true, Choice::Local, "gone"),
+        (true, Choice::Remote, "title mine"),
+        (false, Choice::Local, "title mine"),
+        (false, Choice::Remote, "gone"),
+    ] {
+        let (deletes, updates) =
+            ("DELETE FROM pages WHERE id = 'p'", "UPDATE pages SET body = 'mine' WHERE id = 'p'");
+        let (leader, follower) = if delete_first { (deletes, updates) } else { (updates, deletes) };
+        let scene = scene("INSERT INTO pages VALUES ('p', 'title', 'body')")
+            .await
+            .apart(register, &[leader], &[follower])
+            .await;
+        let conflict = only_conflict(&scene.follower).await;
+        assert_eq!(conflict.field, None, "it is about the record being there");
+        assert_eq!(
+            (conflict.local.row.is_none(), conflict.remote.row.is_none()),
+            (delete_first, !delete_first)
+        );
+        scene.follower.library.resolve(conflict.id, choice.clone()).await.unwrap();
+        assert_agreed(&scene).await;
+        assert_eq!(page(&scene.leader), stands, "{choice:?}, deleted on the leader: {delete_first}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_policy_decided_can_be_decided_otherwise() {
+    // Items go to the later change; the follower's clock is behind.
+    let scene = scene("INSERT INTO items (id, name) VALUES ('a', 'first')")
+        .await
+        .apart(
+            register,
+            &["UPDATE items SET name = 'leader' WHERE id = 'a'"],
+            &["UPDATE sync_ctl SET clock = 1000", "UPDATE items SET name = 'follower' WHERE id = 'a'"],
+        )
+        .await;
+    assert_eq!(scene.leader.library.conflicts().await.unwrap(), [], "nobody has to decide");
+    let decided = scene.leader.library.conflicts_since(Seq(0)).await.unwrap();
+    assert_eq!(decided.len(), 1, "{decided:?}");
+    assert_eq!((decided[0].state, decided[0].winner), (ConflictState::Auto, Winner::Local));
+    scene.leader.library.resolve(decided[0].id, Choice::Remote).await.unwrap();
+    assert_agreed(&scene).await;
+    assert_eq!(text(&scene.follower.file(), "SELECT name FROM items"), "follower");
+}
+
+/// A place that both took, which no two may; the follower's is refused.
+async fn one_place() -> Scene {
+    scene("INSERT INTO items (id, name, place) VALUES ('a', 'first', 1)")
+        .await
+        .apart(
+            register,
+            &["INSERT INTO items (id, name, place) VALUES ('l', 'leader', 2)"],
+            &["UPDATE items SET place = 2, name = 'moved' WHERE id = 'a'"],
+        )
+        .await
+}
+
+#[tokio::test]
+async fn a_refused_change_is_a_dead_letter_with_all_it_held() {
+    let scene = one_place().await;
+    let (there, here) = (only_dead_letter(&scene.leader).await, only_dead_letter(&scene.follower).await);
+    assert_eq!(there, here);
+    assert_eq!((here.model.as_str(), here.record.as_str()), ("item", "a"));
+    assert_eq!(here.changed.as_deref(), Some(["name".to_owned(), "place".to_owned()].as_slice()));
+    assert_eq!(
+        (here.values.get("name"), here.base.get("name")),
+        (Some(&value("moved")), Some(&value("first")))
+    );
+    assert_eq!(text_of(here.standing.as_ref(), "place"), Some(&Value::Integer(1)));
+    assert_says(&here.reason, &["UNIQUE", "items.place"]);
+    scene.follower.until("a dead letter is counted", |status| status.dead_letters == 1).await;
+    assert_eq!(
+        text(&scene.follower.file(), "SELECT name FROM items WHERE id = 'a'"),
+        "first",
+        "as the leader has it"
+    );
+    assert_agreed(&scene).await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_retried_once_what_was_in_its_way_is_gone() {
+    let scene = one_place().await;
+    let letter = only_dead_letter(&scene.follower).await;
+    let error = scene.follower.library.retry(letter.id).await.unwrap_err().to_string();
+    assert_says(&error, &[&format!("dead letter {}", letter.id), "UNIQUE", "nothing was changed", "first"]);
+    scene.leader.sql("DELETE FROM items WHERE id = 'l'").await;
+    scene.level().await;
+    scene.follower.library.retry(letter.id).await.unwrap();
+    assert_agreed(&scene).await;
+    assert_eq!(number(&scene.leader.file(), "SELECT place FROM items WHERE name = 'moved'"), 2);
+    assert_eq!(scene.leader.library.dead_letters().await.unwrap(), []);
+    let retried = scene.leader.library.dead_letter(letter.id).await.unwrap().unwrap();
+    assert!(matches!(retried.state, DeadLetterState::Retried(_)), "{retried:?}");
+    let error = scene.follower.library.discard(letter.id).await.unwrap_err().to_string();
+    assert_says(&error, &["decided already", "nothing was changed"]);
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_changed_and_retried() {
+    let scene = one_place().await;
+    let letter = only_dead_letter(&scene.leader).await;
+    let unknown = scene.leader.library.retry_with(letter.id, row(&[("colour", "red")])).await.unwrap_err();
+    assert_says(&unknown.to_string(), &["no synced column `colour`", "nothing was changed", "name"]);
+    let edited = Row::from_iter([("place".to_owned(), Value::Integer(3))]);
+    scene.leader.library.retry_with(letter.id, edited).await.unwrap();
+    assert_agreed(&scene).await;
+    let items =
+        "SELECT group_concat(id || ' ' || name || ' ' || place) FROM (SELECT * FROM items ORDER BY id)";
+    assert_eq!(text(&scene.follower.file(), items), "a moved 3,l leader 2");
+    scene.follower.until("no dead letter is counted", |status| status.dead_letters == 0).await;
+}
+
+#[tokio::test]
+async fn what_is_refused_again_is_a_dead_letter_in_the_others_place() {
+    let mut scene = one_place().await;
+    let first = only_dead_letter(&scene.follower).await;
+    let closed = scene.follower.close().await;
+    scene.leader.sql("INSERT INTO items (id, name, place) VALUES ('m', 'leader', 4)").await;
+    scene.leader.library.barrier().await.unwrap();
+    scene.follower = closed.reopen(register).await.unwrap();
+    let edited = Row::from_iter([("place".to_owned(), Value::Integer(4))]);
+    scene.follower.library.retry_with(first.id, edited).await.unwrap();
+    scene.follower.start(&scene.network).await;
+    assert_agreed(&scene).await;
+    let second = only_dead_letter(&scene.leader).await;
+    assert_ne!(second.id, first.id);
+    assert_eq!(second.values.get("place"), Some(&Value::Integer(4)));
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_given_up_and_all_are_exported() {
+    let scene = one_place().await;
+    let letter = only_dead_letter(&scene.follower).await;
+    scene.follower.library.discard(letter.id).await.unwrap();
+    assert_agreed(&scene).await;
+    for device in [&scene.leader, &scene.follower] {
+        assert_eq!(device.library.dead_letters().await.unwrap(), []);
+    }
+    let file = scene.leader.path().with_extension("letters");
+    assert_eq!(scene.leader.library.export_dead_letters(&file).await.unwrap(), 1);
+    let line = std::fs::read_to_string(&file).unwrap();
+    let exported: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
+    assert_eq!(exported["id"], letter.id.to_string());
+    assert_eq!((&exported["values"]["name"], &exported["state"]), (&"moved".into(), &"discarded".into()));
+    let again = scene.leader.library.export_dead_letters(&file).await.unwrap_err().to_string();
+    assert_says(&again, &["exporting dead letters", "exists", "nothing was changed"]);
+}
+
+#[tokio::test]
+async fn who_asks_is_told_what_became_of_a_change() {
+    let scene =
+        scene("INSERT INTO items (id, name, place) VALUES ('a', 'first', 1), ('b', 'first', 2)").await;
+    scene.follower.sql("INSERT INTO items (id, name) VALUES ('n', 'new')").await;
+    let settled = scene.follower.library.settled("item", "n").await.unwrap();
+    assert!(
+        matches!(settled.as_slice(), [Settlement { outcome: Outcome::Applied, row: Some(_), .. }]),
+        "{settled:?}"
+    );
+    assert_eq!(scene.follower.library.settled("item", "n").await.unwrap(), [], "nothing is pending any more");
+    assert_eq!(scene.follower.library.settled("item", "nobody").await.unwrap(), []);
+    assert_agreed(&scene).await;
+}
+
+#[tokio::test]
+async fn settlements_are_told_once_and_in_order_whatever_restarts() {
+    let mut scene = one_place().await;
+    let mut settlements = scene.follower.library.settlements(Seq(0));
+    let refused = settlements.next().await.unwrap();
+    let Outcome::Rejected { dead_letter, reason } = &refused.outcome else { panic!("{refused:?}") };
+    assert_eq!(*dead_letter, Some(only_dead_letter(&scene.follower).await.id));
+    assert_says(reason, &["UNIQUE"]);
+    assert_eq!(text_of(refused.row.as_ref(), "name"), Some(&value("first")), "as the leader has it");
+    scene.follower.sql("INSERT INTO items (id, name) VALUES ('n', 'new'), ('m', 'new')").await;
+    scene.follower.library.barrier().await.unwrap();
+    scene = scene
+        .apart(
+            register,
+            &["UPDATE items SET name = 'leader'"],
+            &["UPDATE sync_ctl SET clock = 1000", "UPDATE items SET name = 'x' WHERE id = 'n'"],
+        )
+        .await;
+    let mut settlements = scene.follower.library.settlements(refused.seq);
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        let next = settlements.next().await.unwrap();
+        told.push((next.record, next.outcome));
+    }
+    assert_eq!(told[0], ("n".to_owned(), Outcome::Applied));
+    assert_eq!(told[1], ("m".to_owned(), Outcome::Applied));
+    assert!(
+        matches!(&told[2], (record, Outcome::Superseded { conflicts }) if record == "n" && conflicts.len() == 1)
+    );
+    let mut later = scene.leader.library.settlements(Seq(0));
+    assert_eq!(
+        later.next().await.unwrap().outcome,
+        Outcome::Applied,
+        "a leader's own changes settle at once"
+    );
+}
+
+#[tokio::test]
+async fn a_record_explains_itself() {
+    let scene = two_titles().await;
+    let id = only_conflict(&scene.follower).await.id;
+    scene.follower.library.resolve(id, Choice::Remote).await.unwrap();
+    assert_agreed(&scene).await;
+    let why = scene.leader.library.why("page", "p").await.unwrap();
+    assert_eq!(why, scene.follower.library.why("page", "p").await.unwrap(), "the same on every device");
+    let told = why.to_string();
+    assert_says(
+        &told,
+        &[
+            "page p, by the policy manual",
+            "inserted id = \"p\", title = \"title\", body = \"body\"",
+            "updated title \"title\" -> \"leader\"\n",
+            "updated title \"title\" -> \"follower\"; waits for somebody to decide",
+            "updated by a decision title \"leader\" -> \"follower\"\n",
+            "title = \"follower\", by entry ",
+        ],
+    );
+    let nobody = scene.leader.library.why("page", "nobody").await.unwrap();
+    assert_says(&nobody.to_string(), &["the log has never heard of it"]);
+}
+
+#[tokio::test]
+async fn a_decision_that_cannot_be_made_says_so() {
+    let scene = two_titles().await;
+    let conflict = only_conflict(&scene.leader).await;
+    let library = &scene.leader.library;
+    let cases = [
+        (row(&[("colour", "red")]), "no synced column `colour`"),
+        (row(&[("id", "q")]), "another record's, q"),
+    ];
+    for (row, reason) in cases {
+        let error = library.resolve(conflict.id, Choice::Merged(row)).await.unwrap_err().to_string();
+        assert_says(&error, &[&format!("conflict {}", conflict.id), reason, "nothing was changed"]);
+    }
+    let unknown = tidelog::ConflictId(tidelog::id::LibraryId::random().0);
+    let error = library.resolve(unknown, Choice::Local).await.unwrap_err().to_string();
+    assert_says(&error, &["knows no such conflict", "nothing was changed", "List them"]);
+    library.resolve(conflict.id, Choice::Local).await.unwrap();
+    let error = library.resolve(conflict.id, Choice::Remote).await.unwrap_err().to_string();
+    assert_says(&error, &["decided already", "nothing was changed"]);
+    assert_agreed(&scene).await;
+}
