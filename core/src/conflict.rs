@@ -115,6 +115,30 @@ pub enum Choice {
     Merged(Row),
 }
 
+/// Decides conflicts for an application, so that nobody has to be asked: given to
+/// [`LibraryBuilder::resolver`](crate::LibraryBuilder::resolver).
+///
+/// It is asked on the device that has it, of every conflict that waits for a person, and again where the record has moved
+/// before its answer was sequenced. Where several devices have one, the first to be sequenced stands.
+///
+/// An `async` closure of a [`Conflict`] is one.
+#[async_trait::async_trait]
+pub trait Resolver: Send + Sync + 'static {
+    /// How the conflict ends; `None` leaves it to a person. A panic does so too, and is told in the status.
+    async fn resolve(&self, conflict: &Conflict) -> Option<Choice>;
+}
+
+#[async_trait::async_trait]
+impl<F, A> Resolver for F
+where
+    F: Fn(Conflict) -> A + Send + Sync + 'static,
+    A: Future<Output = Option<Choice>> + Send,
+{
+    async fn resolve(&self, conflict: &Conflict) -> Option<Choice> {
+        self(conflict.clone()).await
+    }
+}
+
 const COLUMNS: &str =
     "SELECT c.seq, c.field, c.id, c.loser, c.open, c.decided, c.superseded FROM sync_conflict c";
 

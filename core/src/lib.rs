@@ -135,7 +135,7 @@ mod wire;
 pub mod world;
 
 pub use behavior::Hooks;
-pub use conflict::{Choice, Conflict, ConflictId};
+pub use conflict::{Choice, Conflict, ConflictId, Resolver};
 pub use connection::{
     ConnectError, ConnectOptions, Connection, Durability, Transaction, connect, connect_with, force_record,
 };

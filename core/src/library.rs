@@ -15,6 +15,7 @@ use tidelog_migration::SyncMigrator;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::{
+    conflict::Resolver,
     connection::Connection,
     engine::Engine,
     error::Error,
@@ -42,6 +43,7 @@ pub struct LibraryBuilder {
     recorder: Option<Recorder>,
     entrance: Entrance,
     peers: Option<Vec<DeviceId>>,
+    resolver: Option<Arc<dyn Resolver>>,
     world: Arc<dyn World>,
 }
 
@@ -92,6 +94,13 @@ impl LibraryBuilder {
     #[must_use]
     pub fn peer(mut self, device: DeviceId) -> Self {
         self.peers.get_or_insert_default().push(device);
+        self
+    }
+
+    /// Asks the application how conflicts end that wait for a person, on this device, while the library is started.
+    #[must_use]
+    pub fn resolver(mut self, resolver: impl Resolver) -> Self {
+        self.resolver = Some(Arc::new(resolver));
         self
     }
 
@@ -174,6 +183,7 @@ impl LibraryBuilder {
             status: watch::Sender::new(status),
             changes: broadcast::Sender::new(CHANGES_QUEUE),
             peers: self.peers,
+            resolver: self.resolver,
             world: self.world,
             node: Mutex::new(None),
             starting: AtomicBool::new(false),
@@ -212,6 +222,7 @@ pub(crate) struct Inner {
     pub(crate) changes: broadcast::Sender<AppliedChange>,
     /// Peers named for this library; `None`: all of the transport's.
     pub(crate) peers: Option<Vec<DeviceId>>,
+    pub(crate) resolver: Option<Arc<dyn Resolver>>,
     pub(crate) world: Arc<dyn World>,
     node: Mutex<Option<Node>>,
     /// A call of [`Library::start`] is under way.
@@ -236,6 +247,7 @@ impl Library {
             recorder: None,
             entrance: Entrance::Existing,
             peers: None,
+            resolver: None,
             world: Arc::new(Machine),
         }
     }

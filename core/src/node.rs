@@ -30,6 +30,7 @@ use crate::{
     wire::Message,
 };
 
+mod decide;
 mod follow;
 mod serve;
 
@@ -147,6 +148,9 @@ pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Re
     let mut tasks = JoinSet::new();
     tasks.spawn(show_pulse(Arc::clone(&shared)));
     tasks.spawn(serve::accept(Arc::clone(&shared), incoming));
+    if let Some(resolver) = shared.library.resolver.clone() {
+        tasks.spawn(decide::decide(Arc::clone(&shared), resolver));
+    }
     tasks.spawn(follow::follow(shared, asked));
     Ok(Node { stop, tasks, questions })
 }

@@ -154,6 +154,42 @@ async fn a_person_on_either_device_says_local_remote_or_merged() {
     }
 }
 
+/// Answers as an application might: it asks somebody, panics over what it cannot understand, leaves the rest.
+fn with_resolver(builder: LibraryBuilder) -> LibraryBuilder {
+    register(builder).resolver(async |conflict: Conflict| {
+        tokio::task::yield_now().await;
+        let title = text_of(conflict.remote.row.as_ref(), "title");
+        assert_ne!(title, Some(&value("panic")), "not understood");
+        (title != Some(&value("leave"))).then(|| Choice::Merged(row(&[("title", "resolved")])))
+    })
+}
+
+#[tokio::test]
+async fn an_applications_resolver_is_asked_and_may_leave_it_to_a_person() {
+    let pages =
+        "INSERT INTO pages VALUES ('p', 'title', 'body'), ('q', 'title', 'body'), ('r', 'title', 'body')";
+    let mut scene = scene(pages)
+        .await
+        .apart(
+            register,
+            &["UPDATE pages SET title = 'leader'"],
+            &[
+                "UPDATE pages SET title = 'panic' WHERE id = 'q'",
+                "UPDATE pages SET title = 'leave' WHERE id = 'r'",
+                "UPDATE pages SET title = 'follower' WHERE id = 'p'",
+            ],
+        )
+        .await;
+    scene.follower = scene.follower.close().await.reopen(with_resolver).await.unwrap();
+    scene.follower.start(&scene.network).await;
+    scene.leader.until("two conflicts are left", |status| status.conflicts == 2).await;
+    scene.follower.until("they are here", |status| status.conflicts == 2).await;
+    assert_agreed(&scene).await;
+    assert_eq!(page(&scene.leader), "resolved body");
+    let left: Vec<_> = scene.leader.library.conflicts().await.unwrap();
+    assert_eq!(left.iter().map(|c| c.record.as_str()).collect::<Vec<_>>(), ["q", "r"]);
+}
+
 #[tokio::test]
 async fn a_model_is_taken_apart_and_put_together_for_merging() {
     let scene = two_titles().await;

@@ -4,7 +4,7 @@ use std::{io::Write, path::Path};
 
 use uuid::Uuid;
 
-use super::Library;
+use super::{Inner, Library};
 use crate::{
     conflict::{self, Choice, Conflict, ConflictId},
     dead_letter::{self, DeadLetter, DeadLetterId},
@@ -187,13 +187,21 @@ impl Library {
         &self,
         step: impl FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
-        self.inner
-            .engine
-            .step(move |driver: &mut Driver| {
-                driver.enforcing(step)?;
-                driver.publish()
-            })
-            .await
+        self.inner.decide(step).await
+    }
+}
+
+impl Inner {
+    /// Makes a decision, in a transaction of its own in which the database enforces its foreign keys.
+    pub(crate) async fn decide(
+        &self,
+        step: impl FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let step = move |driver: &mut Driver| {
+            driver.enforcing(step)?;
+            driver.publish()
+        };
+        self.engine.step(step).await
     }
 }
 
