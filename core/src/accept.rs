@@ -11,12 +11,13 @@ use std::collections::HashMap;
 
 use crate::{
     apply::{Writer, is_constraint},
-    entry::{Batch, Body, Change, Entry, EntryKind, Group, Outcome},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Outcome},
     error::Error,
-    id::{Origin, OriginSeq, Position, Seq, Term},
+    id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     layout::Layouts,
     log::{self, Appender},
-    park, seal, standing,
+    park::{self, Identity},
+    seal, standing,
     store::{Replica, Tx, origin_row},
     term,
     value::Value,
@@ -49,9 +50,14 @@ pub(crate) enum Accepted {
     },
 }
 
-/// Sequences pushed groups in their order. `position` is the top of the pusher's log. Their seqs say only which entries
-/// belong to which group.
-pub(crate) fn accept(tx: &mut Tx<'_>, position: Position, batch: &Batch) -> Result<Accepted, Error> {
+/// Sequences groups that `pusher` pushed, in their order. `position` is the top of the pusher's log. Their seqs say only
+/// which entries belong to which group.
+pub(crate) fn accept(
+    tx: &mut Tx<'_>,
+    pusher: DeviceId,
+    position: Position,
+    batch: &Batch,
+) -> Result<Accepted, Error> {
     let replica = tx.replica()?;
     if !replica.is_leader() {
         return Ok(Accepted::NotLeader(replica.max_seen));
@@ -70,7 +76,16 @@ pub(crate) fn accept(tx: &mut Tx<'_>, position: Position, batch: &Batch) -> Resu
     for group in &batch.groups {
         let changes: Vec<(OriginSeq, &Change)> = changes_of(batch, group).collect();
         match fresh_of(tx, group, &changes)? {
-            Fresh::Changes(known) => accept_group(tx, group, &changes[known..])?,
+            Fresh::Changes { known, forked: None } => accept_group(tx, group, &changes[known..])?,
+            // Who minted the origin gives what is pending there other numbers.
+            Fresh::Changes { forked: Some(n), .. } if group.device == pusher => {
+                stopped = Some(Accepted::Forked { origin: group.origin, n });
+                break;
+            }
+            Fresh::Changes { known, forked: Some(_) } => {
+                keep_forked(tx, group, &changes[..known])?;
+                accept_group(tx, group, &changes[known..])?;
+            }
             Fresh::Stopped(why) => {
                 stopped = Some(why);
                 break;
@@ -113,8 +128,13 @@ fn changes_of<'b>(batch: &'b Batch, group: &'b Group) -> impl Iterator<Item = (O
 }
 
 enum Fresh {
-    /// All but this many first ones, which the log has.
-    Changes(usize),
+    /// All but the first ones.
+    Changes {
+        /// How many of the numbers the log has.
+        known: usize,
+        /// The first of them under which it has another change.
+        forked: Option<OriginSeq>,
+    },
     Stopped(Accepted),
 }
 
@@ -123,17 +143,37 @@ fn fresh_of(tx: &Tx<'_>, group: &Group, changes: &[(OriginSeq, &Change)]) -> Res
     let row = origin_row(tx.conn, group.origin, group.device)?;
     let have = log::vector(tx.conn, row)?;
     let known = changes.iter().take_while(|(n, _)| *n <= have).count();
+    let mut forked = None;
     for (n, _) in &changes[..known] {
         // Below the floor nothing is left to compare with.
         if log::tag_of(tx.conn, row, *n)?.is_some_and(|tag| tag != group.tag) {
-            return Ok(Fresh::Stopped(Accepted::Forked { origin: group.origin, n: *n }));
+            forked = Some(*n);
+            break;
         }
     }
     let expected = OriginSeq(have.0 + 1);
     if changes.get(known).is_some_and(|(n, _)| *n != expected) {
         return Ok(Fresh::Stopped(Accepted::Gap { origin: group.origin, expected }));
     }
-    Ok(Fresh::Changes(known))
+    Ok(Fresh::Changes { known, forked })
+}
+
+/// Keeps changes as dead letters, once each, whose numbers the log has for others: the device that carries them did not
+/// mint their origin and cannot give them new ones.
+fn keep_forked(tx: &mut Tx<'_>, group: &Group, changes: &[(OriginSeq, &Change)]) -> Result<(), Error> {
+    let row = origin_row(tx.conn, group.origin, group.device)?;
+    let mut kept = Vec::new();
+    for (n, change) in changes {
+        let is_other = log::tag_of(tx.conn, row, *n)?.is_some_and(|tag| tag != group.tag);
+        let identity = Identity::of(group, Some(*n));
+        if is_other && !park::is_kept(tx, identity)? {
+            let decides = Decision::Keeps { origin: group.origin, n: *n, tag: group.tag };
+            let reason = format!("the log holds another change {n} of origin {}", group.origin);
+            let outcome = Some(Box::new(Outcome::refused(reason)));
+            kept.push(Change { decides: Some(decides), outcome, ..(*change).clone() });
+        }
+    }
+    if kept.is_empty() { Ok(()) } else { seal::seal_changes(tx, kept) }
 }
 
 /// Takes a group, going through it again for as long as that shows more that cannot be.
@@ -197,7 +237,7 @@ impl Pass {
             let parked = park::concerns(&change).then(|| change.clone());
             appender.push(&Entry { seq, term, n: Some(*n), body: Body::Change(change) })?;
             if let Some(change) = parked {
-                park::park(tx, group, seq, Some(*n), &change)?;
+                park::park(tx, Identity::of(group, Some(*n)), group.device, seq, &change)?;
             }
             for change in derived {
                 seq = seq.next();

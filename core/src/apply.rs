@@ -13,12 +13,14 @@ use std::{collections::HashMap, sync::Arc};
 use rusqlite::{CachedStatement, ErrorCode, OptionalExtension, params, params_from_iter};
 
 use crate::{
-    entry::{Batch, Body, Change, Entry, EntryKind, Shape},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Shape},
     error::Error,
     id::{Position, Seq, Term},
     layout::{LogRow, RecordId},
     log::{self, Appender, LogReader},
-    overlay, park, seal,
+    overlay,
+    park::{self, Identity},
+    pending, seal,
     sql::{Bound, bind, read_value},
     store::{Model, Replica, RowSql, Tx, origin_row},
     value::Value,
@@ -241,7 +243,7 @@ fn each_part(
 /// Appends every entry to the log, with the groups, the vector of origins and the clock.
 fn append(
     tx: &mut Tx<'_>,
-    Replica { top, mut clock, .. }: Replica,
+    Replica { top, device, mut clock, .. }: Replica,
     parts: Parts,
     arrived: &Arrived,
     has_pending: bool,
@@ -251,10 +253,15 @@ fn append(
     for group in &arrived.batch.groups {
         let row = origin_row(tx.conn, group.origin, group.device)?;
         log::push_group(tx.conn, group, row, clock)?;
+        let mut settled = 0;
         if has_pending {
-            tx.conn
+            settled = tx
+                .conn
                 .prepare_cached("DELETE FROM sync_pending WHERE origin = ?1 AND n <= ?2 AND tag = ?3")?
                 .execute(params![row, group.last_n.0, group.tag as i64])?;
+        }
+        if Some(group.device) == device && (settled as u64) <= group.last_n.0 - group.first_n.0 {
+            rolled_back(tx, group)?;
         }
     }
     let mut position = top;
@@ -270,7 +277,10 @@ fn append(
                     if park::concerns(change) {
                         while groups.next_if(|group| group.last < entry.seq).is_some() {}
                         let group = groups.peek().ok_or_else(|| in_no_group(entry))?;
-                        park::park(tx, group, entry.seq, entry.n, change)?;
+                        park::park(tx, Identity::of(group, entry.n), group.device, entry.seq, change)?;
+                        if let Some(Decision::Keeps { origin, n, tag }) = change.decides {
+                            pending::forget(tx, origin, n, tag)?;
+                        }
                     }
                 }
                 _ => appender.push(entry)?,
@@ -284,6 +294,27 @@ fn append(
         tx.set_clock(clock)?;
     }
     Ok(position)
+}
+
+/// A change of this device came back from the log that the database does not know of: it is an older state of itself, or
+/// a copy (rule O). Its numbers do not meet those of the other: each opening mints an origin.
+fn rolled_back(tx: &Tx<'_>, group: &Group) -> Result<(), Error> {
+    let first = tx
+        .conn
+        .prepare_cached("UPDATE sync_replica SET rolled_back = ?1 WHERE id = 1 AND rolled_back = 0")?
+        .execute([group.last.0])?;
+    if first == 1 {
+        tracing::warn!(
+            entry = %group.last,
+            "the log holds changes that this device made and its database does not know: it was restored from an older \
+             state, or copied. They are taken like everybody else's; nothing is lost"
+        );
+    } else {
+        tx.conn
+            .prepare_cached("UPDATE sync_replica SET rolled_back = ?1 WHERE id = 1")?
+            .execute([group.last.0])?;
+    }
+    Ok(())
 }
 
 fn in_no_group(entry: &Entry) -> Error {

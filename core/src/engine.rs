@@ -64,6 +64,8 @@ pub(crate) struct Pulse {
     pub(crate) withheld: u64,
     /// Conflicts, dead letters and pending changes that wait for a person or are blocked.
     pub(crate) waits: Waits,
+    /// See [`Status::rolled_back`](crate::Status::rolled_back).
+    pub(crate) rolled_back: Option<Seq>,
     /// Why the last seal failed, if it did.
     pub(crate) error: Option<String>,
     /// Set when the engine has stopped.
@@ -462,6 +464,7 @@ impl Driver {
         let pending = count("SELECT count(*) FROM sync_pending")?;
         let quarantined = count("SELECT count(*) FROM sync_quarantine")?;
         let withheld = count("SELECT coalesce(max(withheld), 0) FROM sync_replica")?;
+        let rolled_back = count("SELECT coalesce(max(rolled_back), 0) FROM sync_replica")?;
         let waits = Waits {
             conflicts: count(
                 "SELECT count(*) FROM sync_conflict
@@ -474,6 +477,7 @@ impl Driver {
         self.pulse.send_modify(|pulse| {
             (pulse.outbox, pulse.pending) = (outbox, pending);
             (pulse.quarantined, pulse.withheld, pulse.waits) = (quarantined, withheld, waits);
+            pulse.rolled_back = (rolled_back > 0).then_some(Seq(rolled_back));
         });
         Ok(())
     }

@@ -134,7 +134,7 @@ impl Change {
     }
 }
 
-/// What a person decided: such a change ends a conflict record or a dead letter, beside what it does to its record.
+/// What a change decides, beside what it does to its record: how a conflict or a dead letter ends, as a person said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Decision {
     /// A conflict ends with what the change makes of the record.
@@ -143,6 +143,15 @@ pub(crate) enum Decision {
     Retries(Uuid),
     /// A dead letter is given up.
     Discards(Uuid),
+    /// Not a person's: a leader keeps, as a dead letter, a change that somebody carries whose number another has in the log.
+    Keeps {
+        /// Where the change was sealed.
+        origin: Origin,
+        /// Its number there.
+        n: OriginSeq,
+        /// What tells it from the other.
+        tag: u64,
+    },
 }
 
 impl Decision {
@@ -152,19 +161,26 @@ impl Decision {
             Self::Resolves(id) => format!("resolves {id}"),
             Self::Retries(id) => format!("retries {id}"),
             Self::Discards(id) => format!("discards {id}"),
+            Self::Keeps { origin, n, tag } => format!("keeps {origin} {n} {tag}"),
         }
     }
 
     /// Reads [`Decision::to_text`].
     pub(crate) fn from_text(text: &str) -> Option<Self> {
-        let (word, id) = text.split_once(' ')?;
-        let id = id.parse().ok()?;
-        Some(match word {
+        let mut words = text.split(' ');
+        let (word, id) = (words.next()?, words.next()?.parse().ok()?);
+        let decision = match word {
             "resolves" => Self::Resolves(id),
             "retries" => Self::Retries(id),
             "discards" => Self::Discards(id),
+            "keeps" => Self::Keeps {
+                origin: Origin(id),
+                n: OriginSeq(words.next()?.parse().ok()?),
+                tag: words.next()?.parse().ok()?,
+            },
             _ => return None,
-        })
+        };
+        words.next().is_none().then_some(decision)
     }
 }
 

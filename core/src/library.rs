@@ -171,6 +171,7 @@ impl LibraryBuilder {
             conflicts: 0,
             dead_letters: 0,
             blocked: 0,
+            rolled_back: None,
             followers: Vec::new(),
             last_success: None,
             next_retry: None,

@@ -218,7 +218,7 @@ async fn show_pulse(shared: Arc<Shared>) {
             (status.outbox, status.pending) = (now.outbox, now.pending);
             (status.quarantined, status.withheld) = (now.quarantined, now.withheld);
             (status.conflicts, status.dead_letters) = (now.waits.conflicts, now.waits.dead_letters);
-            status.blocked = now.waits.blocked;
+            (status.blocked, status.rolled_back) = (now.waits.blocked, now.rolled_back);
             if now.leads {
                 status.behind = Some(0);
             } else if status.role == Role::Leader {

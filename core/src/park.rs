@@ -61,15 +61,20 @@ pub(crate) fn concerns(change: &Change) -> bool {
         || change.outcome.as_ref().is_some_and(|o| !o.dropped.is_empty() || o.refused.is_some())
 }
 
-/// Writes what the entry at `seq`, just appended, says of conflicts and refusals. It stands in `group`, whose row is there.
+/// Writes what the entry at `seq`, just appended, says of conflicts and refusals. The rows of the groups before it are
+/// there. `device` made the change.
 pub(crate) fn park(
     tx: &Tx<'_>,
-    group: &Group,
+    identity: Identity,
+    device: DeviceId,
     seq: Seq,
-    n: Option<OriginSeq>,
     change: &Change,
 ) -> Result<(), Error> {
-    let identity = Identity::of(group, n);
+    let identity = match change.decides {
+        // What is kept counts as what it was.
+        Some(Decision::Keeps { origin, n, tag }) => Identity { origin, n, tag },
+        _ => identity,
+    };
     if let Some(decision) = change.decides.filter(|&decision| stands(decision, change.outcome.as_deref())) {
         decided(tx, decision, seq)?;
     }
@@ -88,7 +93,7 @@ pub(crate) fn park(
         };
         let id = losing.unwrap_or(identity).conflict(name);
         if dropped.open {
-            supersede(tx, group, change, seq, name)?;
+            supersede(tx, device, change, seq, name)?;
         }
         tx.conn
             .prepare_cached(
@@ -119,6 +124,7 @@ pub(crate) fn decided(tx: &Tx<'_>, decision: Decision, seq: Seq) -> Result<(), E
         Decision::Retries(id) | Decision::Discards(id) => {
             ("UPDATE sync_dead_letter SET decided = ?2 WHERE id = ?1 AND decided IS NULL", id)
         }
+        Decision::Keeps { .. } => return Ok(()),
     };
     tx.conn.prepare_cached(sql)?.execute(params![id.as_bytes(), seq.0])?;
     Ok(())
@@ -127,7 +133,7 @@ pub(crate) fn decided(tx: &Tx<'_>, decision: Decision, seq: Seq) -> Result<(), E
 /// An author who writes a field again before anybody decided has given up what waits there.
 fn supersede(
     tx: &Tx<'_>,
-    group: &Group,
+    device: DeviceId,
     change: &Change,
     seq: Seq,
     field: Option<&str>,
@@ -146,9 +152,15 @@ fn supersede(
             field.unwrap_or_default(),
             change.shape.model,
             RecordId(&change.record),
-            group.device.to_string()
+            device.to_string()
         ])?;
     Ok(())
+}
+
+/// Whether the log keeps the change as a dead letter.
+pub(crate) fn is_kept(tx: &Tx<'_>, identity: Identity) -> Result<bool, Error> {
+    let mut statement = tx.conn.prepare_cached("SELECT 1 FROM sync_dead_letter WHERE id = ?1")?;
+    Ok(statement.exists([identity.dead_letter().as_bytes()])?)
 }
 
 /// Who wrote last, and where.

@@ -1,8 +1,8 @@
 //! Pending: this device's sealed changes that the log does not show yet, as `sync_pending` keeps them.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, Row, params};
 
 use crate::{
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group},
@@ -10,7 +10,7 @@ use crate::{
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     layout::{Layouts, read_record},
     log::{self, BATCH_BYTES, BATCH_ENTRIES, entry_size, group_size},
-    store::Model,
+    store::{Model, Tx},
 };
 
 macro_rules! pending_where {
@@ -94,6 +94,80 @@ pub(crate) fn read_group(row: &Row<'_>, first: Seq) -> Result<Group, Error> {
         first,
         last: first,
     })
+}
+
+/// Drops a change that the log keeps as a dead letter.
+pub(crate) fn forget(tx: &Tx<'_>, origin: Origin, n: OriginSeq, tag: u64) -> Result<(), Error> {
+    tx.conn
+        .prepare_cached(
+            "DELETE FROM sync_pending WHERE n = ?2 AND tag = ?3
+                AND origin = (SELECT id FROM sync_origin WHERE origin = ?1)",
+        )?
+        .execute(params![origin.to_string(), n.0, tag as i64])?;
+    Ok(())
+}
+
+/// Gives pending changes of this device other names, from number `n` of `origin` on, where the log has others under their
+/// numbers (rule Q): a fresh origin, and tags of their own. What their authors had seen of each other holds on, since
+/// they stay in order in one origin. How many there were.
+pub(crate) fn rename(tx: &mut Tx<'_>, origin: Origin, n: OriginSeq) -> Result<u64, Error> {
+    let Some(device) = tx.replica()?.device else { return Ok(0) };
+    let moved: Vec<Renamed> = tx
+        .conn
+        .prepare(
+            "SELECT p.id, p.tag, o.origin, p.n, p.seen FROM sync_pending p JOIN sync_origin o ON o.id = p.origin
+             WHERE o.device = ?1 AND p.id >= (
+                SELECT min(q.id) FROM sync_pending q JOIN sync_origin m ON m.id = q.origin
+                WHERE m.origin = ?2 AND m.device = ?1 AND q.n >= ?3)
+             ORDER BY p.id",
+        )?
+        .query_map(params![device.to_string(), origin.to_string(), n.0], |row| {
+            let (id, tag, n) = (row.get(0)?, row.get(1)?, row.get(3)?);
+            Ok(Renamed { id, tag, origin: row.get(2)?, n, seen: row.get(4)? })
+        })?
+        .collect::<Result<_, _>>()?;
+    if moved.is_empty() {
+        return Ok(0);
+    }
+    // Under the old names the log may hold what their author has not seen.
+    let mut given_up: HashMap<&str, u64> = HashMap::new();
+    for change in &moved {
+        given_up.entry(&change.origin).or_insert(change.n);
+    }
+    // The next seal goes on with the fresh one.
+    *tx.minted = None;
+    let mut minted = tx.origin(device)?;
+    let mut tags: Option<(i64, u64)> = None;
+    for change in &moved {
+        let tag = match tags {
+            Some((old, new)) if old == change.tag => new,
+            _ => tx.world.random(),
+        };
+        tags = Some((change.tag, tag));
+        let mut seen: Vec<(Origin, OriginSeq)> = serde_json::from_str(&change.seen)
+            .map_err(|_| Error::Damaged("a pending change has a damaged list of what was seen".into()))?;
+        for (origin, upto) in &mut seen {
+            if let Some(first) = given_up.get(origin.to_string().as_str()) {
+                upto.0 = upto.0.min(first.saturating_sub(1));
+            }
+        }
+        seen.retain(|(_, upto)| upto.0 > 0);
+        tx.conn
+            .prepare_cached("UPDATE sync_pending SET origin = ?2, n = ?3, tag = ?4, seen = ?5 WHERE id = ?1")?
+            .execute(params![change.id, minted.row, minted.next.0, tag as i64, log::seen_json(&seen)])?;
+        minted.next = OriginSeq(minted.next.0 + 1);
+    }
+    *tx.minted = Some(minted);
+    Ok(moved.len() as u64)
+}
+
+/// A change that gets another name.
+struct Renamed {
+    id: i64,
+    tag: i64,
+    origin: String,
+    n: u64,
+    seen: String,
 }
 
 /// What a person decided, of the column that says it.

@@ -17,10 +17,11 @@ use crate::{
     capture::json_names,
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group},
     error::Error,
-    id::{Origin, OriginSeq, Position, Seq, Term},
+    id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     layout::{Numbered, RecordId},
     log::{self, Appender, BATCH_BYTES, BATCH_ENTRIES, ROW_MAX, entry_size},
-    park, sequence,
+    park::{self, Identity},
+    sequence,
     sql::{Bound, read_value},
     store::{Captured, Minted, Replica, Tx},
     value::{Value, row_to_json},
@@ -269,6 +270,7 @@ fn still_there(tx: &Tx<'_>, captured: &Captured, row: &[Value]) -> Result<bool, 
 struct Sink<'c> {
     to: Target<'c>,
     minted: Minted,
+    device: DeviceId,
     term: Term,
     base: Position,
     tag: u64,
@@ -298,6 +300,7 @@ impl<'c> Sink<'c> {
         Ok(Self {
             to,
             minted,
+            device,
             term,
             base,
             tag,
@@ -382,8 +385,11 @@ impl<'c> Sink<'c> {
                 let seq = Seq(self.base.seq.0 + self.changes);
                 let mut entry = Entry { seq, term: self.term, n: Some(n), body: Body::Change(change) };
                 appender.push(&entry)?;
-                if let Body::Change(Change { decides: Some(decision), .. }) = &entry.body {
-                    park::decided(tx, *decision, seq)?;
+                if let Body::Change(change) = &entry.body
+                    && park::concerns(change)
+                {
+                    let identity = Identity { origin: self.minted.origin, n, tag: self.tag };
+                    park::park(tx, identity, self.device, seq, change)?;
                 }
                 self.fresh_bytes += entry_size(&entry);
                 match &mut self.fresh {

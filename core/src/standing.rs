@@ -12,6 +12,7 @@ use crate::{
     layout::{Layouts, RecordId, last_logged},
     log::changed_fields,
     model::Policy,
+    park::{self, Identity},
     resolve::{self, Action, Arriving, Author, Dropped, Effect, Rules, Standing, Written, Wrote},
     store::{Model, Tx},
     value::Value,
@@ -36,6 +37,9 @@ pub(crate) fn outcome(
         && known.is_too_late(tx, decision)?
     {
         return Ok(Some(Outcome { effect: Effect::None, dropped: Vec::new(), refused: None }));
+    }
+    if let Some(Decision::Keeps { origin, n, .. }) = change.decides {
+        return Ok(Some(Outcome::refused(format!("the log holds another change {n} of origin {origin}"))));
     }
     if change.kind == EntryKind::Noop {
         return Ok(None);
@@ -199,6 +203,7 @@ impl<'c> Known<'c> {
             Decision::Retries(id) | Decision::Discards(id) => {
                 ("SELECT '' FROM sync_dead_letter WHERE id = ?1 AND decided IS NULL", id)
             }
+            Decision::Keeps { origin, n, tag } => return park::is_kept(tx, Identity { origin, n, tag }),
         };
         let field: Option<String> =
             tx.conn.prepare_cached(sql)?.query_row([id.as_bytes()], |row| row.get(0)).optional()?;

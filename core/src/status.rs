@@ -1,6 +1,6 @@
 //! What a library tells the people who use it: its status, and events of what it applied.
 
-use crate::id::{DeviceId, LibraryId, Position, Term};
+use crate::id::{DeviceId, LibraryId, Position, Seq, Term};
 
 /// How things stand with a library on this device. Watched: [`Library::status`](crate::Library::status).
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +35,9 @@ pub struct Status {
     pub dead_letters: u64,
     /// Pending changes whose row had to leave its table, since what the leader has was in its way.
     pub blocked: u64,
+    /// The last entry with a change that this device made and its database did not know: it was restored from an older state,
+    /// or is a copy of one that goes on elsewhere. Nothing is lost by that; but two copies are better two devices.
+    pub rolled_back: Option<Seq>,
     /// Devices that follow this one now.
     pub followers: Vec<Follower>,
     /// When an entry was last applied or confirmed, ms since 1970.

@@ -129,6 +129,7 @@ const TABLES: &[&str] = &[
     "CREATE INDEX sync_pending_record ON sync_pending (model, record)",
     "CREATE INDEX sync_pending_decides ON sync_pending (decides) WHERE decides IS NOT NULL",
     // The replica itself. Terms as text: number/leader/counter/nonce. founder: the library was created here.
+    // rolled_back: the last entry with a change of this device that the database did not know, or 0.
     // clock: the hybrid logical clock, where the newest group's is not higher. withheld: changes that should_sync kept here.
     "CREATE TABLE sync_replica (
         id INTEGER PRIMARY KEY CHECK (id = 1),

@@ -192,6 +192,11 @@ pub struct Closed {
 }
 
 impl Closed {
+    /// A database that somebody else made, for device `number`.
+    pub fn of(file: PathBuf, number: u8) -> Self {
+        Self { file, id: DeviceId([number; 32]) }
+    }
+
     /// Path of the database file.
     pub fn path(&self) -> &Path {
         &self.file

@@ -379,7 +379,7 @@ impl Session<'_> {
                 self.pushes -= 1;
                 return self.adopt(lead).await;
             }
-            Message::PushStopped { why, .. } => return Ok(Some(self.push_stopped(why))),
+            Message::PushStopped { why, .. } => return self.push_stopped(why).await.map(Some),
             Message::Diverged { common, top, .. } => {
                 return Ok(Some(End::Stopped(format!(
                     "the log here, up to {top}, parts from device {}'s after entry {common}; nothing was changed. \
@@ -433,9 +433,9 @@ impl Session<'_> {
         self.shared.library.engine.pulse().borrow().pending_ends
     }
 
-    fn push_stopped(&self, why: PushStop) -> End {
+    async fn push_stopped(&mut self, why: PushStop) -> Result<End, Error> {
         let peer = self.peer;
-        match why {
+        Ok(match why {
             // The next session begins with what is pending then.
             PushStop::Gap { origin, expected } => End::Lost(format!(
                 "device {peer} lacks change {expected} of origin {origin}, which is not pending here; pulling first"
@@ -443,11 +443,22 @@ impl Session<'_> {
             PushStop::Diverged => {
                 End::Lost(format!("device {peer} does not know the log here; subscribing again"))
             }
-            PushStop::Forked { origin, n } => End::Stopped(format!(
-                "device {peer}'s log holds another change {n} of origin {origin} than the one that is pending here; \
-                 nothing was changed. This database was restored or copied: keep a copy and let this device join anew"
-            )),
-        }
+            PushStop::Forked { origin, n } => {
+                let rename = move |driver: &mut Driver| {
+                    let renamed = driver.transaction(|tx| pending::rename(tx, origin, n))?;
+                    driver.publish()?;
+                    Ok(renamed)
+                };
+                let renamed = self.shared.library.engine.step(rename).await?;
+                let text = format!(
+                    "device {peer}'s log holds another change {n} of origin {origin} than the one that is pending here: \
+                     this database was restored or copied. {renamed} pending changes go by other names from now on; \
+                     nothing is lost"
+                );
+                tracing::warn!(library = %self.shared.library.id, "{text}");
+                End::Lost(text)
+            }
+        })
     }
 
     /// Adopts the leader's term; `None` if this device may follow it.

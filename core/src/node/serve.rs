@@ -360,7 +360,7 @@ async fn listen(
                 }
             }
             Ok(Message::Push { max_seen, position, batch }) => {
-                let answer = match take_push(&shared, lead, max_seen, position, batch).await {
+                let answer = match take_push(&shared, peer, lead, max_seen, position, batch).await {
                     Ok(answer) => answer,
                     Err(error) => break Err(error),
                 };
@@ -386,6 +386,7 @@ async fn listen(
 /// Sequences what a follower pushed, and makes it durable before it is answered (rule D).
 async fn take_push(
     shared: &Shared,
+    pusher: DeviceId,
     lead: Term,
     max_seen: Term,
     position: Position,
@@ -399,7 +400,7 @@ async fn take_push(
     let step = move |driver: &mut Driver| {
         let accepted = driver.enforcing(|tx| {
             term::adopt(tx, max_seen)?;
-            accept::accept(tx, position, &batch)
+            accept::accept(tx, pusher, position, &batch)
         })?;
         driver.tell()?;
         Ok(accepted)
