@@ -366,10 +366,17 @@ fn write_rows(
             }
         }
     }
+    if has_pending && (parts == Parts::Staged || deletes(&arrived.batch)) {
+        overlay::step_out_orphans(tx)?;
+    }
     if tx.foreign_triggers {
         tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 0 WHERE id = 1")?.execute([])?;
     }
     Ok(())
+}
+
+fn deletes(batch: &Batch) -> bool {
+    batch.entries.iter().any(|entry| entry.body.kind() == EntryKind::Delete)
 }
 
 /// Whether a statement met a constraint of the database.

@@ -107,18 +107,9 @@ fn model_of<'m>(tx: &Tx<'m>, change: &Change, what: &str) -> Result<&'m Model, E
     })
 }
 
-/// The key's values, as the model orders them.
-fn key_of(model: &Model, change: &Change) -> Vec<Value> {
-    let value = |&i: &usize| {
-        let at = change.shape.fields.iter().position(|f| *f == model.shape.fields[i]);
-        at.map_or(Value::Null, |at| change.row[at].clone())
-    };
-    model.shape.key.iter().map(value).collect()
-}
-
 fn row_in_table(tx: &Tx<'_>, model: &Model, change: &Change) -> Result<Option<Vec<Value>>, Error> {
     let count = model.shape.fields.len();
-    let key = key_of(model, change);
+    let key = change.key_in(&model.shape);
     Ok(tx
         .conn
         .prepare_cached(&model.sql.select)?
@@ -192,7 +183,7 @@ fn change_to(
         (current, target) if current == target => base,
         (current, None) => {
             let mut row = vec![Value::Null; model.shape.fields.len()];
-            for (&i, value) in model.shape.key.iter().zip(key_of(model, found)) {
+            for (&i, value) in model.shape.key.iter().zip(found.key_in(&model.shape)) {
                 row[i] = value;
             }
             let shape = Arc::clone(&model.shape);

@@ -87,6 +87,15 @@ pub(crate) struct Change {
 }
 
 impl Change {
+    /// The key's values, in the order that another shape of the model has.
+    pub(crate) fn key_in(&self, shape: &Shape) -> Vec<Value> {
+        let value = |&i: &usize| {
+            let at = self.shape.fields.iter().position(|f| *f == shape.fields[i]);
+            at.map_or(Value::Null, |at| self.row[at].clone())
+        };
+        shape.key.iter().map(value).collect()
+    }
+
     /// What its entry does to the record: Noop, Upsert or Delete.
     pub(crate) fn effect(&self) -> EntryKind {
         match self.outcome.as_ref().map(|outcome| &outcome.effect) {

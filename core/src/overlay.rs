@@ -6,7 +6,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use rusqlite::params;
+use rusqlite::{params, params_from_iter};
 
 use crate::{
     apply::{Writer, is_constraint},
@@ -14,7 +14,9 @@ use crate::{
     error::Error,
     layout::{Layouts, RecordId, last_logged},
     pending, resolve,
+    sql::Bound,
     store::Tx,
+    value::Value,
 };
 
 /// The entry's image with this device's pending changes of the record laid over it, in their order; `None` if there are
@@ -91,6 +93,57 @@ pub(crate) fn pending_records(tx: &Tx<'_>) -> Result<Vec<Change>, Error> {
     Ok(changes)
 }
 
+/// Takes out of the tables what is pending here and refers to rows that the leader has deleted, and what refers to that in
+/// its turn: blocked, until the leader answers it. A follower's tables satisfy their foreign keys meanwhile.
+pub(crate) fn step_out_orphans(tx: &Tx<'_>) -> Result<(), Error> {
+    let mut records = children(tx)?;
+    loop {
+        let before = records.len();
+        let mut left = Vec::with_capacity(before);
+        for (index, key, record) in records {
+            let model = &tx.models[index];
+            if model.references.refers_to_nothing(tx.conn, &key)?.is_none() {
+                left.push((index, key, record));
+                continue;
+            }
+            tx.conn.prepare_cached(&model.sql.delete)?.execute(params_from_iter(key.iter().map(Bound)))?;
+            set_state(tx, model.descriptor.id, &record, "blocked")?;
+        }
+        if left.len() == before {
+            return Ok(());
+        }
+        records = left;
+    }
+}
+
+/// The records of models with references that have pending upserts: model, key, id.
+fn children(tx: &Tx<'_>) -> Result<Vec<(usize, Vec<Value>, String)>, Error> {
+    let mut layouts = Layouts::new(tx.models);
+    let mut seen = HashSet::new();
+    let mut found = Vec::new();
+    let mut statement = tx.conn.prepare_cached(pending::BY_ID)?;
+    let mut rows = statement.query([i64::MIN])?;
+    while let Some(row) = rows.next()? {
+        let change = pending::read_change(tx.conn, &mut layouts, row)?;
+        let model = tx.models.iter().position(|m| m.descriptor.id == change.shape.model);
+        let Some(model) = model.filter(|&m| tx.models[m].references.has_any()) else { continue };
+        if change.kind == EntryKind::Upsert && seen.insert((model, change.record.clone())) {
+            found.push((model, change.key_in(&tx.models[model].shape), change.record));
+        }
+    }
+    Ok(found)
+}
+
+fn set_state(tx: &Tx<'_>, model: &str, record: &str, state: &str) -> Result<(), Error> {
+    tx.conn
+        .prepare_cached(
+            "UPDATE sync_pending SET state = ?3 WHERE record = ?2 AND state <> ?3
+                AND model = (SELECT id FROM sync_model WHERE name = ?1)",
+        )?
+        .execute(params![model, RecordId(record), state])?;
+    Ok(())
+}
+
 /// Brings records that stepped out back: as the log has them, and then, one after the other, with what is pending. What
 /// does not fit stays as the log has it, blocked.
 pub(crate) fn lay_over(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
@@ -114,12 +167,7 @@ pub(crate) fn lay_over(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
         }
         tx.conn.prepare_cached("RELEASE laid_over")?.execute([])?;
         let state = if fits { "waiting" } else { "blocked" };
-        tx.conn
-            .prepare_cached(
-                "UPDATE sync_pending SET state = ?3 WHERE record = ?2 AND state <> ?3
-                    AND model = (SELECT id FROM sync_model WHERE name = ?1)",
-            )?
-            .execute(params![record.shape.model, RecordId(&record.record), state])?;
+        set_state(tx, &record.shape.model, &record.record, state)?;
     }
     Ok(())
 }

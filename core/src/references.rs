@@ -48,6 +48,11 @@ impl References {
         Ok(references)
     }
 
+    /// Whether rows of the table refer to others.
+    pub(crate) fn has_any(&self) -> bool {
+        !self.refers.is_empty()
+    }
+
     /// Why the record's row, as it stands, does not satisfy its foreign keys; `None` if it does, or is gone.
     pub(crate) fn refers_to_nothing(
         &self,

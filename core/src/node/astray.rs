@@ -37,6 +37,7 @@ mod note {
     pub enum Relation {}
 }
 
+const NOTES: &str = "CREATE TABLE notes (id TEXT NOT NULL PRIMARY KEY, text TEXT NOT NULL)";
 const PATIENCE: Duration = Duration::from_secs(20);
 const LEADER: DeviceId = DeviceId([1; 32]);
 const FOLLOWER: DeviceId = DeviceId([2; 32]);
@@ -79,6 +80,10 @@ impl Bench {
     }
 
     async fn open(real: DeviceId, mine: DeviceId) -> Self {
+        Self::open_over(NOTES, real, mine).await
+    }
+
+    async fn open_over(table: &str, real: DeviceId, mine: DeviceId) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let network = MemoryNetwork::new();
         let id = LibraryId::random();
@@ -86,9 +91,7 @@ impl Bench {
         let incoming = mine.listen(id).unwrap();
         let path = folder.path().join("db.sqlite");
         let db = crate::connect(&format!("sqlite://{}?mode=rwc", path.display())).await.unwrap();
-        db.execute_unprepared("CREATE TABLE notes (id TEXT NOT NULL PRIMARY KEY, text TEXT NOT NULL)")
-            .await
-            .unwrap();
+        db.execute_unprepared(table).await.unwrap();
         let builder = Library::builder(&db).model::<note::Entity>();
         let builder = if real == LEADER { builder.create(id) } else { builder.join(id) };
         let library = builder.open().await.unwrap();
@@ -535,6 +538,55 @@ async fn a_push_takes_effect_once_and_a_gap_or_a_fork_not_at_all() {
     let Message::Refused { reason } = answer(&leaders).await else { panic!("taken") };
     assert!(reason.contains("only a leader appends"), "{reason}");
     assert_eq!(bench.library.position().await.unwrap(), top, "one entry, whatever else was sent");
+    assert_eq!(bench.notes().await, 1);
+}
+
+#[tokio::test]
+async fn pending_children_of_what_the_leader_deleted_step_out_until_it_answers() {
+    let tree = "CREATE TABLE notes (id TEXT NOT NULL PRIMARY KEY,
+        text TEXT NOT NULL REFERENCES notes (id) DEFERRABLE INITIALLY DEFERRED)";
+    let mut bench = Bench::open_over(tree, FOLLOWER, LEADER).await;
+    bench.library.start(Arc::new(bench.network.plug(FOLLOWER))).await.unwrap();
+    let mut channel = bench.subscribed().await;
+    let lead = term(1, 1);
+    channel.sender.send(entries(lead, &batch("a"))).await.unwrap();
+    bench.shows(|status| status.position.seq == Seq(2)).await;
+    bench.db.execute_unprepared("INSERT INTO notes VALUES ('c', 'a'), ('d', 'c'), ('e', 'e')").await.unwrap();
+    let pushed = loop {
+        let bytes = soon("a push", channel.receiver.receive()).await.unwrap().unwrap();
+        if let Message::Push { batch, .. } = Message::decode(&bytes).unwrap() {
+            break batch.into_batch().unwrap();
+        }
+    };
+    // What the leader has done meanwhile comes before the answer.
+    let Batch { entries: mut deletion, mut groups, .. } = batch("a");
+    let mut deletion = deletion.remove(1);
+    deletion.seq = Seq(3);
+    deletion.n = Some(OriginSeq(2));
+    if let Body::Change(change) = &mut deletion.body {
+        (change.kind, change.existed, change.row[1]) = (EntryKind::Delete, true, Value::Null);
+    }
+    let group = &mut groups[0];
+    (group.first, group.last, group.first_n, group.last_n) = (Seq(3), Seq(3), OriginSeq(2), OriginSeq(2));
+    let after = Position { term: lead, seq: Seq(2) };
+    channel.sender.send(entries(lead, &Batch { after, entries: vec![deletion], groups })).await.unwrap();
+    let status = bench.shows(|status| status.blocked == 2).await;
+    assert_eq!((status.pending, status.position.seq), (3, Seq(3)));
+    assert_eq!(bench.notes().await, 1, "what refers to what is gone has stepped out, the other has not");
+    let mut answer = pushed;
+    for (i, entry) in answer.entries.iter_mut().enumerate() {
+        (entry.seq, entry.term) = (Seq(4 + i as u64), lead);
+        if let Body::Change(change) = &mut entry.body
+            && change.record != "e"
+        {
+            change.outcome = Some(Box::new(crate::entry::Outcome::refused("its parent is gone".into())));
+        }
+    }
+    answer.after = Position { term: lead, seq: Seq(3) };
+    (answer.groups[0].first, answer.groups[0].last) = (Seq(4), Seq(6));
+    channel.sender.send(entries(lead, &answer)).await.unwrap();
+    let status = bench.shows(|status| status.blocked == 0 && status.pending == 0).await;
+    assert_eq!(status.position.seq, Seq(6));
     assert_eq!(bench.notes().await, 1);
 }
 
