@@ -219,6 +219,7 @@ impl Pass {
         let mut pass = Self { refused: Refused::new(), wrote: Vec::new() };
         let mut layouts = Layouts::new(tx.models);
         let (mut seq, mut clock) = (top.seq, clock);
+        let now = tx.world.now();
         let (first_n, last_n) = (changes[0].0, changes[changes.len() - 1].0);
         // The group's row stands before its entries do: what one of them wrote is looked up by it for the next.
         let row = origin_row(tx.conn, group.origin, group.device)?;
@@ -226,13 +227,15 @@ impl Pass {
         log::push_group(tx.conn, &open, row, clock)?;
         let mut appender = Appender::new(tx, top)?;
         for (i, (n, change)) in changes.iter().enumerate() {
+            let mut change = (*change).clone();
+            change.rank_at(now);
             let outcome = match refused.get(&i) {
                 Some(reason) => Some(Outcome::refused(reason.clone())),
-                None => standing::outcome(tx, &mut layouts, group, *n, change)?,
+                None => standing::outcome(tx, &mut layouts, group, *n, &change)?,
             };
-            let mut change = Change { outcome: outcome.map(Box::new), ..(*change).clone() };
+            change.outcome = outcome.map(Box::new);
             let derived = pass.write(tx, i, &mut change)?;
-            clock = clock.max(change.stamp);
+            clock = clock.max(change.ranking_stamp());
             seq = seq.next();
             let parked = park::concerns(&change).then(|| change.clone());
             appender.push(&Entry { seq, term, n: Some(*n), body: Body::Change(change) })?;
@@ -269,7 +272,12 @@ impl Pass {
         };
         let derived = seal::derived(tx, &change.shape.model, &change.record)?
             .into_iter()
-            .map(|derived| Change { stamp: change.stamp, actor: change.actor.clone(), ..derived })
+            .map(|derived| Change {
+                stamp: change.stamp,
+                rank: change.rank,
+                actor: change.actor.clone(),
+                ..derived
+            })
             .collect();
         self.wrote.push((i, change.clone()));
         Ok(derived)

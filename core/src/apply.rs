@@ -248,7 +248,7 @@ fn append(
     arrived: &Arrived,
     has_pending: bool,
 ) -> Result<Position, Error> {
-    clock = arrived.batch.entries.iter().map(|entry| entry.body.stamp()).fold(clock, u64::max);
+    clock = arrived.batch.entries.iter().filter_map(|e| e.body.ranking_stamp()).fold(clock, u64::max);
     // The groups stand before their entries do: what one of them wrote is looked up by it for the next.
     for group in &arrived.batch.groups {
         let row = origin_row(tx.conn, group.origin, group.device)?;
@@ -285,7 +285,7 @@ fn append(
                 }
                 _ => appender.push(entry)?,
             }
-            clock = clock.max(entry.body.stamp());
+            clock = clock.max(entry.body.ranking_stamp().unwrap_or(0));
             position = Position { term: entry.term, seq: entry.seq };
         }
         Ok(())

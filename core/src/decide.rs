@@ -218,6 +218,7 @@ fn decides_only(found: &Change, decision: Decision, at: i64) -> Change {
         row,
         before: None,
         stamp: 0,
+        rank: None,
         at,
         mark: None,
         actor: None,

@@ -12,6 +12,7 @@ use crate::{
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     resolve::{Dropped, Effect},
     value::Value,
+    world::clamp,
 };
 
 /// What an entry is.
@@ -74,6 +75,8 @@ pub(crate) struct Change {
     pub(crate) before: Option<Vec<Value>>,
     /// Hybrid logical clock when it was sealed.
     pub(crate) stamp: u64,
+    /// What ranks it. In the log: where that is not its stamp. While it is pending: where it has been in a log before.
+    pub(crate) rank: Option<u64>,
     /// Wall clock when it was captured, ms since 1970.
     pub(crate) at: i64,
     /// Atomic mark: changes of one mark stand or fall together.
@@ -94,6 +97,17 @@ impl Change {
             at.map_or(Value::Null, |at| self.row[at].clone())
         };
         shape.key.iter().map(value).collect()
+    }
+
+    /// What ranks it among changes that had not seen each other.
+    pub(crate) fn ranking_stamp(&self) -> u64 {
+        self.rank.unwrap_or(self.stamp)
+    }
+
+    /// Gives it the ranking stamp that it keeps from its first sequencing on (rule Q), which is now unless it has one.
+    pub(crate) fn rank_at(&mut self, now_ms: i64) {
+        let rank = self.rank.unwrap_or_else(|| clamp(self.stamp, now_ms));
+        self.rank = Some(rank).filter(|rank| *rank != self.stamp);
     }
 
     /// What its entry does to the record: Noop, Upsert or Delete.
@@ -261,6 +275,14 @@ impl Body {
         match self {
             Self::TermStart { stamp, .. } | Self::Member { stamp, .. } => *stamp,
             Self::Change(change) => change.stamp,
+        }
+    }
+
+    /// What ranks a change; what is none competes with nobody.
+    pub(crate) fn ranking_stamp(&self) -> Option<u64> {
+        match self {
+            Self::TermStart { .. } | Self::Member { .. } => None,
+            Self::Change(change) => Some(change.ranking_stamp()),
         }
     }
 

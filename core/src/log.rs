@@ -32,7 +32,7 @@ pub(crate) const ROW_MAX: usize = 3 << 20;
 pub(crate) struct Appender<'c> {
     conn: &'c Connection,
     insert: CachedStatement<'c>,
-    /// For most: no old row, no mark, all fields.
+    /// For most: no old row, no mark, no rank of its own, all fields.
     insert_plain: CachedStatement<'c>,
     earlier: CachedStatement<'c>,
     numbers: &'c Numbers,
@@ -51,8 +51,8 @@ impl<'c> Appender<'c> {
             insert: conn.prepare_cached(
                 "INSERT INTO sync_entry
                  (seq, kind, n, stamp, at, model, record, existed, layout, data, fields, before, mark, actor, change,
-                    decides)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+                    decides, rank)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
             )?,
             insert_plain: conn.prepare_cached(
                 "INSERT INTO sync_entry (seq, kind, n, stamp, at, model, record, existed, layout, data)
@@ -126,6 +126,7 @@ impl<'c> Appender<'c> {
             && change.mark.is_none()
             && change.actor.is_none()
             && change.decides.is_none()
+            && change.rank.is_none()
             && change.outcome.is_none();
         if plain {
             self.insert_plain.execute(params![
@@ -169,7 +170,8 @@ impl<'c> Appender<'c> {
             change.mark,
             change.actor,
             outcome::to_json(change),
-            change.decides.map(Decision::to_text)
+            change.decides.map(Decision::to_text),
+            change.rank
         ])?;
         Ok(())
     }
@@ -193,7 +195,7 @@ impl<'c> Appender<'c> {
 }
 
 /// Writes the row that the entries of a group share, and this device's hybrid logical clock with it: no lower than it was,
-/// nor than any stamp of the group.
+/// nor than any ranking stamp of the group.
 pub(crate) fn push_group(conn: &Connection, group: &Group, origin_row: i64, clock: u64) -> Result<(), Error> {
     conn.prepare_cached(
         "INSERT INTO sync_group (first, last, origin, first_n, last_n, tag, base_term, base_seq, seen, clock)
@@ -308,7 +310,7 @@ impl<'m> LogReader<'m> {
         let mut size = 0;
         let mut whole = 0;
         let mut statement = conn.prepare_cached(
-            "SELECT seq, kind, n, stamp, at, layout, record, existed, fields, data, mark, actor, change, decides
+            "SELECT seq, kind, n, stamp, at, layout, record, existed, fields, data, mark, actor, change, decides, rank
              FROM sync_entry WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
         )?;
         let mut rows = statement.query([after.0, until.0])?;
@@ -393,6 +395,7 @@ impl<'m> LogReader<'m> {
                     row: values,
                     before: None,
                     stamp,
+                    rank: row.get(14)?,
                     at,
                     mark: row.get(10)?,
                     actor: row.get(11)?,
@@ -437,7 +440,8 @@ pub(crate) fn entry_size(entry: &Entry) -> usize {
         32 + after + old + 8 * outcome.dropped.len() + outcome.refused.as_ref().map_or(0, String::len)
     });
     let decides = if change.decides.is_some() { 24 } else { 0 };
-    FIXED + row + fields + note(&change.mark) + note(&change.actor) + decides + outcome
+    let rank = change.rank.map_or(0, |_| 16);
+    FIXED + rank + row + fields + note(&change.mark) + note(&change.actor) + decides + outcome
 }
 
 /// The same of what the entries of a group share.

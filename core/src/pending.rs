@@ -17,7 +17,8 @@ macro_rules! pending_where {
     ($condition:literal) => {
         concat!(
             "SELECT p.id, p.origin AS origin_row, o.origin, o.device, p.n, p.tag, p.base_term, p.base_seq, p.seen,
-                p.stamp, p.at, p.kind, p.record, p.existed, p.layout, p.fields, p.data, p.before, p.mark, p.actor, p.decides
+                p.stamp, p.rank, p.at, p.kind, p.record, p.existed, p.layout, p.fields, p.data, p.before, p.mark, p.actor,
+                p.decides
              FROM sync_pending p JOIN sync_origin o ON o.id = p.origin WHERE ",
             $condition,
             " ORDER BY p.id"
@@ -211,6 +212,7 @@ pub(crate) fn read_change(
         row: values,
         before,
         stamp: row.get("stamp")?,
+        rank: row.get("rank")?,
         at: row.get("at")?,
         mark: row.get("mark")?,
         actor: row.get("actor")?,

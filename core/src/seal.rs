@@ -376,12 +376,14 @@ impl<'c> Sink<'c> {
     }
 
     fn put(&mut self, tx: &Tx<'_>, mut change: Change) -> Result<(), Error> {
-        self.clock = tick(self.clock, change.at.min(tx.world.now()));
+        let now = tx.world.now();
+        self.clock = tick(self.clock, change.at.min(now));
         change.stamp = self.clock;
         let n = OriginSeq(self.minted.next.0 + self.changes);
         self.changes += 1;
         match &mut self.to {
             Target::Log(appender) => {
+                change.rank_at(now);
                 let seq = Seq(self.base.seq.0 + self.changes);
                 let mut entry = Entry { seq, term: self.term, n: Some(n), body: Body::Change(change) };
                 appender.push(&entry)?;
@@ -538,6 +540,7 @@ fn change_of(tx: &Tx<'_>, captured: &Captured, folded: Folded) -> Result<Option<
         row,
         before,
         stamp: 0,
+        rank: None,
         at,
         mark,
         actor,

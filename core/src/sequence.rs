@@ -20,7 +20,8 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
     if !tx.conn.prepare_cached("SELECT 1 FROM sync_pending LIMIT 1")?.exists([])? {
         return Ok(0);
     }
-    let Replica { max_seen: term, top: base, clock, .. } = tx.replica()?;
+    let Replica { max_seen: term, top: base, mut clock, .. } = tx.replica()?;
+    let now = tx.world.now();
     let mut appender = Appender::new(tx, base)?;
     let mut layouts = Layouts::new(tx.models);
     let mut open: Option<Open> = None;
@@ -52,7 +53,9 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
                 before.close(tx, seq, clock)?;
             }
             seq = seq.next();
-            let change = pending::read_change(tx.conn, &mut layouts, row)?;
+            let mut change = pending::read_change(tx.conn, &mut layouts, row)?;
+            change.rank_at(now);
+            clock = clock.max(change.ranking_stamp());
             let open = match &mut open {
                 Some(open) => open,
                 None => {

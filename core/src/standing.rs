@@ -87,7 +87,7 @@ fn dropped_in(change: &Change, model: &Model, dropped: Dropped) -> Option<Droppe
 
 fn author(change: &Change, group: &Group, n: OriginSeq) -> Author {
     // Roles come with pairing; until then all devices have the same.
-    Author { rank: change.stamp, origin: group.origin, n, device: group.device, role: 0 }
+    Author { rank: change.ranking_stamp(), origin: group.origin, n, device: group.device, role: 0 }
 }
 
 fn came_as_made(change: &Change, resolution: &resolve::Resolution) -> bool {

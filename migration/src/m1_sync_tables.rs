@@ -96,7 +96,7 @@ const TABLES: &[&str] = &[
         v8, o8, v9, o9, v10, o10, v11, o11, v12, o12, v13, o13, v14, o14, v15, o15
     )",
     // Sealed changes of this device that the log does not show yet, in order. state: 'waiting' or 'blocked': its row had to
-    // leave its table. id: the stamp, which rises and is never used twice, so that what is pushed is found by it.
+    // leave its table. rank: as in sync_entry, where it has been in a log before. id: the stamp, which rises and is never used twice, so that what is pushed is found by it.
     "CREATE TABLE sync_pending (
         id INTEGER PRIMARY KEY,
         origin INTEGER NOT NULL,
@@ -176,7 +176,7 @@ const TABLES: &[&str] = &[
         clock INTEGER NOT NULL
     )",
     "CREATE INDEX sync_group_origin ON sync_group (origin, last_n)",
-    // The log. kind: 0 noop, 1 upsert, 2 delete, 3 term start, 4 member. record: 16 bytes for a UUID, else text. data:
+    // The log. rank: what the change competes by, where that is not its stamp. kind: 0 noop, 1 upsert, 2 delete, 3 term start, 4 member. record: 16 bytes for a UUID, else text. data:
     // the row as it is after the entry (of a deletion or a noop, the key), a JSON array in the order of its layout; the view
     // sync_log names the fields. fields: the changed columns, NULL for all. before: the row before it, where no earlier entry has it.
     // change: what its author made of the record, where the entry came to something else: an object with kind, fields,

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use sea_orm::ConnectionTrait;
+use sea_orm::{ConnectionTrait, TransactionTrait};
 use tempfile::TempDir;
 use tidelog::{
     Connection, Error, Library, LibraryBuilder, Status, connect,
@@ -137,6 +137,25 @@ impl Device {
         Closed { file: self.file, id: self.id }
     }
 
+    /// Goes offline and writes there: each of these in a transaction of its own.
+    pub async fn away(self, writes: &[&str]) -> Closed {
+        let closed = self.close().await;
+        let db = closed.connect().await;
+        for sql in writes {
+            let transaction = db.begin().await.unwrap();
+            transaction.execute_unprepared(sql).await.unwrap();
+            transaction.commit().await.unwrap();
+        }
+        db.close().await.unwrap();
+        closed
+    }
+
+    /// [`Library::barrier`], with an end.
+    pub async fn level(&self) {
+        let level = tokio::time::timeout(WAIT_MAX, self.library.barrier()).await;
+        level.unwrap_or_else(|_| panic!("not level: {:?}", self.library.status().borrow())).unwrap();
+    }
+
     /// The database file as a connection sees it that knows nothing of tidelog.
     pub fn file(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(&self.file).unwrap()
@@ -212,11 +231,27 @@ impl Closed {
         rusqlite::Connection::open(&self.file).unwrap()
     }
 
+    /// Opens the library again, starts it and waits until it is level with the leader, each knowing what the other wrote
+    /// meanwhile.
+    pub async fn back(
+        &self,
+        network: &MemoryNetwork,
+        register: impl FnOnce(LibraryBuilder) -> LibraryBuilder,
+    ) -> Device {
+        let device = self.reopen(register).await.unwrap();
+        device.start(network).await;
+        device.level().await;
+        device
+    }
+
     /// Opens the library again, with these models.
     ///
     /// # Errors
     /// Why it could not be opened.
-    pub async fn reopen(&self, register: Register) -> Result<Device, Error> {
+    pub async fn reopen(
+        &self,
+        register: impl FnOnce(LibraryBuilder) -> LibraryBuilder,
+    ) -> Result<Device, Error> {
         let db = self.connect().await;
         let library = register(Library::builder(&db)).existing().open().await?;
         Ok(Device { db, library, file: self.file.clone(), id: self.id })
@@ -263,6 +298,13 @@ pub fn stored(value: rusqlite::types::ValueRef<'_>) -> String {
         ValueRef::Text(bytes) => hex("text", bytes),
         ValueRef::Blob(bytes) => hex("blob", bytes),
     }
+}
+
+/// The log, every column of its entries but the image before, which is for local use: the same on every device.
+pub fn entries(file: &rusqlite::Connection) -> Vec<String> {
+    let columns =
+        "printf('%09d', seq), kind, n, stamp, rank, at, record, existed, fields, data, change, mark, actor";
+    dump(file, "sync_entry", columns)
 }
 
 /// See [`Device::log`].

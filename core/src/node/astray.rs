@@ -162,6 +162,7 @@ fn batch(text: &str) -> Batch {
         row,
         before: None,
         stamp: 8,
+        rank: None,
         at: 8,
         mark: None,
         actor: None,

@@ -43,6 +43,8 @@ pub(crate) struct Columns {
     members: Vec<DeviceId>,
     /// Marks, actors and decisions, sparse: (index of the change, mark, actor, decision).
     notes: Vec<(u32, Option<String>, Option<String>, Option<Decision>)>,
+    /// Changes that rank by another stamp than theirs, sparse: (index of the change, by how much it is behind).
+    ranks: Vec<(u32, u64)>,
     /// For each shape, its rows column by column.
     rows: Vec<Vec<Column>>,
     /// Changes that carry what their changed fields held before.
@@ -217,6 +219,7 @@ impl Columns {
             fields_of: Vec::with_capacity(count),
             members: Vec::new(),
             notes: Vec::new(),
+            ranks: Vec::new(),
             rows: Vec::new(),
             with_old: Vec::new(),
             outcomes: Vec::new(),
@@ -261,6 +264,9 @@ impl Columns {
                     if change.mark.is_some() || change.actor.is_some() || change.decides.is_some() {
                         let (mark, actor) = (change.mark.clone(), change.actor.clone());
                         columns.notes.push((index, mark, actor, change.decides));
+                    }
+                    if let Some(rank) = change.rank {
+                        columns.ranks.push((index, change.stamp.saturating_sub(rank)));
                     }
                     columns.shape_of.push(shape);
                     columns.fields_of.push(set);
@@ -326,6 +332,7 @@ impl Columns {
         check_groups(&groups, self.after.seq, Seq(self.after.seq.0 + count as u64)).map_err(bad)?;
         let mut members = self.members.into_iter();
         let mut notes = self.notes.into_iter().peekable();
+        let mut ranks = self.ranks.into_iter().peekable();
         let mut entries = Vec::with_capacity(count);
         let (mut stamp, mut at, mut change) = (0u64, 0i64, 0usize);
         let mut group = 0usize;
@@ -405,6 +412,12 @@ impl Columns {
                     if kind == EntryKind::Noop && decides.is_none() {
                         return Err(bad("a change does nothing"));
                     }
+                    let rank = match ranks.next_if(|(index, _)| *index as usize == change) {
+                        Some((_, behind)) => Some(
+                            stamp.checked_sub(behind).ok_or_else(|| bad("a change ranks before all time"))?,
+                        ),
+                        None => None,
+                    };
                     let existed = self.existed.0[change] != 0;
                     change += 1;
                     Body::Change(Change {
@@ -416,6 +429,7 @@ impl Columns {
                         row,
                         before: None,
                         stamp,
+                        rank,
                         at,
                         mark,
                         actor,
@@ -438,6 +452,7 @@ impl Columns {
             || numbered.next().is_some()
             || members.next().is_some()
             || notes.next().is_some()
+            || ranks.next().is_some()
             || change != changes
             || readers.iter().flatten().any(|r| !r.is_empty());
         if left_over {
@@ -597,6 +612,7 @@ mod tests {
                 row,
                 before: None,
                 stamp,
+                rank: mark.map(|_| stamp - 1),
                 at: 1_700_000_000_000 - stamp as i64,
                 mark: mark.map(String::from),
                 actor: mark.map(|m| format!("by {m}")),
@@ -696,6 +712,7 @@ mod tests {
                     row: vec![value.clone(); usize::from(count)],
                     before: None,
                     stamp: if i % 2 == 0 { NUMBER_MAX } else { 0 },
+                    rank: much.then_some(0),
                     at: if i % 2 == 0 { i64::MAX } else { 0 },
                     mark: much.then(|| "m".into()),
                     actor: much.then(|| "a".into()),
@@ -750,6 +767,10 @@ mod tests {
         assert!(text.contains("limit") || text.contains("part of a group"), "{text}");
         let text = refusal(|c| c.stamps[0] = -1);
         assert!(text.contains("a stamp is over the limit"), "{text}");
+        let text = refusal(|c| c.ranks[0].1 = u64::MAX);
+        assert!(text.contains("a change ranks before all time"), "{text}");
+        let text = refusal(|c| c.ranks.push((u32::MAX, 0)));
+        assert!(text.contains("left over"), "{text}");
         let text = refusal(|c| c.terms[1].1.number = u64::MAX);
         assert!(text.contains("a term is over the limit"), "{text}");
     }
