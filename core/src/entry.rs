@@ -26,7 +26,7 @@ pub(crate) enum EntryKind {
     Delete = 2,
     /// The leader opened its term.
     TermStart = 3,
-    /// A device became a member.
+    /// A device became a member, or its role another.
     Member = 4,
 }
 
@@ -256,8 +256,8 @@ pub(crate) struct Entry {
 pub(crate) enum Body {
     /// The leader opened its term.
     TermStart { stamp: u64, at: i64 },
-    /// `device` became a member.
-    Member { device: DeviceId, stamp: u64, at: i64 },
+    /// `device` became a member, or its role another. `role` is its precedence.
+    Member { device: DeviceId, role: u8, stamp: u64, at: i64 },
     /// A change to a record.
     Change(Change),
 }

@@ -185,7 +185,7 @@ pub use status::{AppliedChange, ChangeKind, Follower, Link, Role, Status};
 /// | `model = "id"` | name of the model on every device, for good; else the table's name |
 /// | `version = 2` | version of the model's schema; else 1 |
 /// | `after = "device, volume"` | models whose rows are written first; may be repeated |
-/// | `merge = "lww"` | who wins a conflict: `lww` (the default), `fields`, `leader_wins`, `origin_wins`, `role`, `manual` |
+/// | `merge = "lww"` | who wins a conflict: `lww` (the default), `fields`, `leader_wins`, `origin_wins`, `role` (see [`LibraryBuilder::precedence`]), `manual` |
 /// | `custom = "path"` | a function decides: `fn(Option<Model>, Model, Model) -> Model`, of base, local and remote |
 /// | `owner = "column"` | only the device that the column names may write the record |
 /// | `deletes = "delete_wins"` | deletion against update: `delete_wins` (the default), `update_wins`, `manual` |

@@ -1,6 +1,7 @@
 //! A library as an application holds it: opening, starting, watching and shutting it down.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, TryLockError},
     path::{Path, PathBuf},
     sync::{
@@ -44,6 +45,7 @@ pub struct LibraryBuilder {
     entrance: Entrance,
     peers: Option<Vec<DeviceId>>,
     resolver: Option<Arc<dyn Resolver>>,
+    precedence: BTreeMap<DeviceId, u8>,
     world: Arc<dyn World>,
 }
 
@@ -101,6 +103,18 @@ impl LibraryBuilder {
     #[must_use]
     pub fn resolver(mut self, resolver: impl Resolver) -> Self {
         self.resolver = Some(Arc::new(resolver));
+        self
+    }
+
+    /// Says how much the word of a device counts where a model is merged by role (`merge = "role"`): the change of the
+    /// device with the higher precedence stands. 0 for those of which nothing was ever said.
+    ///
+    /// The device that leads writes it into the log when the library is started, for its peers, those that are members
+    /// already, and itself; from then on it holds, on all devices and for whoever leads, until it is said otherwise. Said
+    /// elsewhere it has no effect.
+    #[must_use]
+    pub fn precedence(mut self, device: DeviceId, precedence: u8) -> Self {
+        self.precedence.insert(device, precedence);
         self
     }
 
@@ -185,6 +199,7 @@ impl LibraryBuilder {
             changes: broadcast::Sender::new(CHANGES_QUEUE),
             peers: self.peers,
             resolver: self.resolver,
+            precedence: Arc::new(self.precedence),
             world: self.world,
             node: Mutex::new(None),
             starting: AtomicBool::new(false),
@@ -224,6 +239,8 @@ pub(crate) struct Inner {
     /// Peers named for this library; `None`: all of the transport's.
     pub(crate) peers: Option<Vec<DeviceId>>,
     pub(crate) resolver: Option<Arc<dyn Resolver>>,
+    /// What was said of devices when this library was opened.
+    pub(crate) precedence: Arc<BTreeMap<DeviceId, u8>>,
     pub(crate) world: Arc<dyn World>,
     node: Mutex<Option<Node>>,
     /// A call of [`Library::start`] is under way.
@@ -249,6 +266,7 @@ impl Library {
             entrance: Entrance::Existing,
             peers: None,
             resolver: None,
+            precedence: BTreeMap::new(),
             world: Arc::new(Machine),
         }
     }

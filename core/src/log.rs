@@ -72,14 +72,15 @@ impl<'c> Appender<'c> {
         }
         match &entry.body {
             Body::TermStart { .. } => self.push_plain(entry, None),
-            Body::Member { device, .. } => {
-                self.push_plain(entry, Some(format!(r#"{{"device":"{device}"}}"#)))?;
+            Body::Member { device, role, .. } => {
+                self.push_plain(entry, Some(format!(r#"{{"device":"{device}","role":{role}}}"#)))?;
                 self.conn
                     .prepare_cached(
-                        "INSERT INTO sync_device (device, member) VALUES (?1, ?2)
-                         ON CONFLICT (device) DO UPDATE SET member = excluded.member WHERE member IS NULL",
+                        "INSERT INTO sync_device (device, member, role) VALUES (?1, ?2, ?3)
+                         ON CONFLICT (device) DO UPDATE SET member = coalesce(member, excluded.member),
+                            role = excluded.role",
                     )?
-                    .execute(params![device.to_string(), entry.seq.0])?;
+                    .execute(params![device.to_string(), entry.seq.0, role])?;
                 Ok(())
             }
             Body::Change(change) => {
@@ -371,14 +372,18 @@ impl<'m> LogReader<'m> {
         let body = match kind {
             EntryKind::TermStart => Body::TermStart { stamp, at },
             EntryKind::Member => {
-                let device = value::row_from_json(data).ok().and_then(|row| match row.as_slice() {
-                    [(name, Value::Text(text))] if name == "device" => {
-                        DeviceId::parse(std::str::from_utf8(text).ok()?)
+                let member = value::row_from_json(data).ok().and_then(|row| match row.as_slice() {
+                    [(device, Value::Text(text)), (role, Value::Integer(number))]
+                        if device == "device" && role == "role" =>
+                    {
+                        let device = DeviceId::parse(std::str::from_utf8(text).ok()?)?;
+                        Some((device, u8::try_from(*number).ok()?))
                     }
                     _ => None,
                 });
-                let device = device.ok_or_else(|| Error::Damaged(format!("entry {seq} names no device")))?;
-                Body::Member { device, stamp, at }
+                let (device, role) = member
+                    .ok_or_else(|| Error::Damaged(format!("entry {seq} names no device with its role")))?;
+                Body::Member { device, role, stamp, at }
             }
             _ => {
                 let shape = Arc::clone(self.layouts.get(conn, row.get(5)?)?);

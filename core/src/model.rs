@@ -32,7 +32,7 @@ pub enum Policy {
     LeaderWins,
     /// `origin_wins`: the change that arrives.
     OriginWins,
-    /// `role`: the device of the higher rank, then the later change.
+    /// `role`: the change of the device with the higher [precedence](crate::LibraryBuilder::precedence), then the later.
     Role,
     /// `owner = "column"`: only the device that the column names may write the record.
     Owner(&'static str),

@@ -109,13 +109,15 @@ pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Re
     let shared = Arc::new(Shared { library, transport, slots: Mutex::default(), stop: stopping });
     let incoming = shared.transport.listen(shared.library.id)?;
     let peers = shared.peers();
+    let precedence = Arc::clone(&shared.library.precedence);
     let started = shared
         .library
         .engine
         .step(move |driver| {
             let started = driver.transaction(|tx| {
-                let started = term::start(tx, device)?;
-                term::admit(tx, &peers)?;
+                let started = term::start(tx, device, &precedence)?;
+                term::admit(tx, &peers, &precedence)?;
+                term::set_roles(tx, &precedence)?;
                 Ok(started)
             })?;
             driver.begin_sealing();

@@ -66,7 +66,7 @@ pub struct Author {
     pub n: OriginSeq,
     /// The device that sealed it.
     pub device: DeviceId,
-    /// Rank of that device's role.
+    /// Precedence of that device's role.
     pub role: u8,
 }
 

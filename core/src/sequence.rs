@@ -168,7 +168,8 @@ mod tests {
         let mut store = Store::open(path, vec![(model, Recorder::Trigger)], world).unwrap();
         let library = LibraryId(uuid::Uuid::from_u128(5));
         store.transaction(|tx| term::enter(tx, Entrance::Create(library))).unwrap();
-        let started = store.transaction(|tx| term::start(tx, DEVICE)).unwrap();
+        let started =
+            store.transaction(|tx| term::start(tx, DEVICE, &std::collections::BTreeMap::new())).unwrap();
         assert!(matches!(started, Started::Leading(_)));
         let application = rusqlite::Connection::open(path).unwrap();
         application.execute_batch("UPDATE sync_ctl SET clock = 1700000000000").unwrap();

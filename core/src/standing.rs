@@ -1,5 +1,8 @@
 //! What the log holds of a record, as the resolver asks for it: the row that stands, and who wrote it since a change's
 //! base. Read by the index over the records; how long the log is does not matter.
+//!
+//! Roles, of both, are those that the log says when the later of the two is sequenced: a device that was given another one is
+//! measured by that from then on, for what it wrote before too.
 
 use std::sync::Arc;
 
@@ -15,6 +18,7 @@ use crate::{
     park::{self, Identity},
     resolve::{self, Action, Arriving, Author, Dropped, Effect, Rules, Standing, Written, Wrote},
     store::{Model, Tx},
+    term,
     value::Value,
 };
 
@@ -49,7 +53,7 @@ pub(crate) fn outcome(
     let before = change.before.as_ref().map(|before| known.in_fields_of(model, &change.shape, before));
     let fields = if own_shape { change.fields.clone() } else { Some(named_fields(model, change)) };
     let arriving = Arriving {
-        by: author(change, group, n),
+        by: author(tx, model, change, group, n)?,
         existed: change.existed,
         action: match change.kind {
             EntryKind::Delete => Action::Delete,
@@ -85,9 +89,13 @@ fn dropped_in(change: &Change, model: &Model, dropped: Dropped) -> Option<Droppe
     Some(Dropped { field: Some(u16::try_from(own).ok()?), ..dropped })
 }
 
-fn author(change: &Change, group: &Group, n: OriginSeq) -> Author {
-    // Roles come with pairing; until then all devices have the same.
-    Author { rank: change.ranking_stamp(), origin: group.origin, n, device: group.device, role: 0 }
+fn author(tx: &Tx<'_>, model: &Model, change: &Change, group: &Group, n: OriginSeq) -> Result<Author, Error> {
+    // Not looked up where no role is asked for.
+    let role = match model.descriptor.options.policy {
+        Policy::Role => term::role_of(tx.conn, group.device)?.unwrap_or_default(),
+        _ => 0,
+    };
+    Ok(Author { rank: change.ranking_stamp(), origin: group.origin, n, device: group.device, role })
 }
 
 fn came_as_made(change: &Change, resolution: &resolve::Resolution) -> bool {
@@ -254,21 +262,22 @@ fn indices_in(shape: &Shape, layout: &Shape, fields: &[u16]) -> Vec<u16> {
 
 /// Whose change an entry is. One that a cascade made has no number of its own: it counts as its group's.
 fn writer(tx: &Tx<'_>, seq: Seq, n: Option<u64>, rank: u64) -> Result<Author, Error> {
-    let row: Option<(String, String, u64)> = tx
+    let row: Option<(String, String, u64, u8)> = tx
         .conn
         .prepare_cached(
-            "SELECT o.origin, o.device, g.last_n FROM sync_group g JOIN sync_origin o ON o.id = g.origin
+            "SELECT o.origin, o.device, g.last_n,
+                coalesce((SELECT d.role FROM sync_device d WHERE d.device = o.device), 0) FROM sync_group g JOIN sync_origin o ON o.id = g.origin
              WHERE g.first <= ?1 ORDER BY g.first DESC LIMIT 1",
         )?
-        .query_row([seq.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .query_row([seq.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
         .optional()?;
     let damaged = || Error::Damaged(format!("entry {seq} is in no group"));
-    let (origin, device, last_n) = row.ok_or_else(damaged)?;
+    let (origin, device, last_n, role) = row.ok_or_else(damaged)?;
     Ok(Author {
         rank,
         origin: Origin(origin.parse().map_err(|_| damaged())?),
         n: OriginSeq(n.unwrap_or(last_n)),
         device: DeviceId::parse(&device).ok_or_else(damaged)?,
-        role: 0,
+        role,
     })
 }

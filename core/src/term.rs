@@ -3,6 +3,8 @@
 //! A leader that starts raises its incarnation and opens the term with a `TermStart`; the device that created the
 //! library opens term 1. A copy of a leader's database under another key follows, and says so.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{OptionalExtension, params};
 
 use crate::{
@@ -90,7 +92,11 @@ pub(crate) enum Started {
 }
 
 /// Starts the replica as `device`: a leader opens its term anew, everybody else follows.
-pub(crate) fn start(tx: &mut Tx<'_>, device: DeviceId) -> Result<Started, Error> {
+pub(crate) fn start(
+    tx: &mut Tx<'_>,
+    device: DeviceId,
+    precedence: &BTreeMap<DeviceId, u8>,
+) -> Result<Started, Error> {
     let replica = tx.replica()?;
     let before = replica.device.filter(|before| *before != device);
     tx.conn.execute("UPDATE sync_replica SET device = ?1 WHERE id = 1", [device.to_string()])?;
@@ -112,7 +118,7 @@ pub(crate) fn start(tx: &mut Tx<'_>, device: DeviceId) -> Result<Started, Error>
     let incarnation = Incarnation { counter, nonce: tx.world.random() };
     let term = Term { number: replica.max_seen.number.max(1), leader: device, incarnation };
     open_term(tx, term)?;
-    admit(tx, &[device])?;
+    admit(tx, &[device], precedence)?;
     announce::announce_suspects(tx)?;
     Ok(Started::Leading(term))
 }
@@ -131,14 +137,21 @@ fn open_term(tx: &mut Tx<'_>, term: Term) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes devices members, those that are not yet. A leader step: elsewhere nothing happens.
-pub(crate) fn admit(tx: &mut Tx<'_>, devices: &[DeviceId]) -> Result<(), Error> {
+/// Makes devices members, those that are not yet, with the role that `precedence` says, or the lowest; and gives members
+/// the role that it says, where the log says another. A leader step: elsewhere nothing happens.
+pub(crate) fn admit(
+    tx: &mut Tx<'_>,
+    devices: &[DeviceId],
+    precedence: &BTreeMap<DeviceId, u8>,
+) -> Result<(), Error> {
     let replica = tx.replica()?;
     let (true, Some(device)) = (replica.is_leader(), replica.device) else { return Ok(()) };
     for member in devices {
-        if is_member(tx.conn, *member)? {
-            continue;
-        }
+        let role = match (role_of(tx.conn, *member)?, precedence.get(member)) {
+            (None, said) => said.copied().unwrap_or_default(),
+            (Some(role), Some(said)) if *said != role => *said,
+            (Some(_), _) => continue,
+        };
         let Replica { top: base, clock, .. } = tx.replica()?;
         let minted = tx.origin(device)?;
         let now = tx.world.now();
@@ -147,7 +160,7 @@ pub(crate) fn admit(tx: &mut Tx<'_>, devices: &[DeviceId]) -> Result<(), Error> 
             seq: base.seq.next(),
             term: replica.max_seen,
             n: Some(minted.next),
-            body: Body::Member { device: *member, stamp, at: now },
+            body: Body::Member { device: *member, role, stamp, at: now },
         };
         Appender::new(tx, base)?.push(&entry)?;
         let group = Group {
@@ -167,13 +180,27 @@ pub(crate) fn admit(tx: &mut Tx<'_>, devices: &[DeviceId]) -> Result<(), Error> 
     Ok(())
 }
 
+/// Gives members the roles that `precedence` says. Who is none is not made one by that. A leader step, as [`admit`].
+pub(crate) fn set_roles(tx: &mut Tx<'_>, precedence: &BTreeMap<DeviceId, u8>) -> Result<(), Error> {
+    for device in precedence.keys() {
+        if is_member(tx.conn, *device)? {
+            admit(tx, &[*device], precedence)?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether the log names the device a member.
 pub(crate) fn is_member(conn: &rusqlite::Connection, device: DeviceId) -> Result<bool, Error> {
-    let member: Option<Option<u64>> = conn
-        .prepare_cached("SELECT member FROM sync_device WHERE device = ?1")?
+    Ok(role_of(conn, device)?.is_some())
+}
+
+/// The precedence of a member's role as the log last said it; `None` for who is no member.
+pub(crate) fn role_of(conn: &rusqlite::Connection, device: DeviceId) -> Result<Option<u8>, Error> {
+    Ok(conn
+        .prepare_cached("SELECT role FROM sync_device WHERE device = ?1 AND member IS NOT NULL")?
         .query_row([device.to_string()], |row| row.get(0))
-        .optional()?;
-    Ok(member.flatten().is_some())
+        .optional()?)
 }
 
 /// Adopts a higher term that a message carried (rule T). A leader that hears of one stops leading.

@@ -232,11 +232,12 @@ const TABLES: &[&str] = &[
         uuids TEXT NOT NULL,
         UNIQUE (model, fields, key, uuids)
     )",
-    // Devices of the library. member: seq of the entry that made it one. position: what it confirmed last.
+    // Devices of the library. role: its precedence, as the log last said it. member: seq of the entry that made it one.
+    // position: what it confirmed last.
     "CREATE TABLE sync_device (
         device TEXT PRIMARY KEY,
         name TEXT,
-        role TEXT NOT NULL DEFAULT 'member',
+        role INTEGER NOT NULL DEFAULT 0,
         member INTEGER,
         position_term TEXT,
         position_seq INTEGER NOT NULL DEFAULT 0,

@@ -4,6 +4,7 @@
 //! Not a library for applications: those test with `tidelog::testing`. The scenarios themselves are in `tests/tests`,
 //! each file readable by itself; the example in `tests/examples`.
 
+pub mod apart;
 pub mod cabinet;
 pub mod counted;
 pub mod devices;

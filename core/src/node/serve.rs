@@ -109,6 +109,7 @@ async fn serve(shared: &Arc<Shared>, channel: Channel, number: u64) -> Result<()
         return Ok(());
     }
     let configured = shared.is_configured(peer);
+    let precedence = Arc::clone(&shared.library.precedence);
     let standing = shared
         .library
         .engine
@@ -116,7 +117,7 @@ async fn serve(shared: &Arc<Shared>, channel: Channel, number: u64) -> Result<()
             let standing = driver.transaction(|tx| {
                 // Membership first: nobody unknown moves a term here.
                 if configured {
-                    term::admit(tx, &[peer])?;
+                    term::admit(tx, &[peer], &precedence)?;
                 }
                 let is_member = term::is_member(tx.conn, peer)?;
                 if is_member {

@@ -40,7 +40,8 @@ pub(crate) struct Columns {
     /// Distinct sets of changed fields; for each change an index into it plus one, or zero for all fields.
     field_sets: Vec<Vec<u16>>,
     fields_of: Vec<u32>,
-    members: Vec<DeviceId>,
+    /// With the precedence of their roles.
+    members: Vec<(DeviceId, u8)>,
     /// Marks, actors and decisions, sparse: (index of the change, mark, actor, decision).
     notes: Vec<(u32, Option<String>, Option<String>, Option<Decision>)>,
     /// Changes that rank by another stamp than theirs, sparse: (index of the change, by how much it is behind).
@@ -240,7 +241,7 @@ impl Columns {
             (stamp, at) = (entry.body.stamp(), entry.body.at());
             match &entry.body {
                 Body::TermStart { .. } => {}
-                Body::Member { device, .. } => columns.members.push(*device),
+                Body::Member { device, role, .. } => columns.members.push((*device, *role)),
                 Body::Change(change) => {
                     let shape = *shapes.entry(Arc::as_ptr(&change.shape)).or_insert_with(|| {
                         columns.shapes.push(ShapeHead::of(&change.shape));
@@ -374,11 +375,10 @@ impl Columns {
             };
             let body = match EntryKind::from_i64(i64::from(*kind)).ok_or_else(|| bad("a kind is unknown"))? {
                 EntryKind::TermStart => Body::TermStart { stamp, at },
-                EntryKind::Member => Body::Member {
-                    device: members.next().ok_or_else(|| bad("a member has no device"))?,
-                    stamp,
-                    at,
-                },
+                EntryKind::Member => {
+                    let (device, role) = members.next().ok_or_else(|| bad("a member has no device"))?;
+                    Body::Member { device, role, stamp, at }
+                }
                 kind @ (EntryKind::Noop | EntryKind::Upsert | EntryKind::Delete) => {
                     let shape_index =
                         usize::from(*self.shape_of.get(change).ok_or_else(|| bad("a change has no shape"))?);
@@ -648,7 +648,7 @@ mod tests {
         };
         let bodies = [
             (None, Body::TermStart { stamp: 50, at: -7 }),
-            (Some(1), Body::Member { device: DeviceId([7; 32]), stamp: 60, at: 0 }),
+            (Some(1), Body::Member { device: DeviceId([7; 32]), role: 200, stamp: 60, at: 0 }),
             (Some(2), change(&wide, EntryKind::Upsert, None, row(1), 70, None)),
             (Some(3), change(&tag, EntryKind::Upsert, None, vec![text("a"), text("b")], 71, Some("m"))),
             (Some(4), change(&wide, EntryKind::Upsert, Some(vec![1, 3]), row(1), NUMBER_MAX, None)),
