@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{Failure, memory::Child};
+use crate::{Failure, child::Child};
 
 pub(crate) const HELP: &str = "\
 Measures tidelog against its baselines.
@@ -24,7 +24,7 @@ pub(crate) enum Command {
     Help,
     List,
     Run(Options),
-    /// One of the two processes whose memory is measured; started by the bench itself.
+    /// A process whose memory is measured; started by the bench itself.
     Child(Child),
 }
 

@@ -33,6 +33,10 @@ pub(crate) trait Entry: ActiveModelTrait + ActiveModelBehavior + Send + Sync {
     fn whole(row: &Row) -> Self;
     /// One changed column.
     fn renamed(row: &Row, name: String) -> Self;
+    /// Size and time as they are found anew, so many bytes more.
+    fn written(row: &Row, found: &Row, more: i64) -> Self;
+    /// Another hash of its contents.
+    fn hashed(row: &Row, found: &Row) -> Self;
 }
 
 macro_rules! entity {
@@ -89,6 +93,20 @@ macro_rules! entity {
                 fn renamed(row: &super::Row, name: String) -> Self {
                     Self { id: Unchanged(row.id), name: Set(name), ..Default::default() }
                 }
+
+                fn written(row: &super::Row, found: &super::Row, more: i64) -> Self {
+                    Self {
+                        id: Unchanged(row.id),
+                        size: Set(found.size + more),
+                        modified_at: Set(found.modified_at),
+                        ..Default::default()
+                    }
+                }
+
+                fn hashed(row: &super::Row, found: &super::Row) -> Self {
+                    let hash = found.content_id.unwrap_or(found.id);
+                    Self { id: Unchanged(row.id), content_id: Set(Some(hash)), ..Default::default() }
+                }
             }
         }
     };
@@ -110,7 +128,7 @@ pub(crate) struct Row {
     pub(crate) id: Uuid,
     location_id: Uuid,
     parent_id: Option<Uuid>,
-    name: String,
+    pub(crate) name: String,
     extension: Option<&'static str>,
     kind: &'static str,
     size: i64,

@@ -12,12 +12,15 @@ mod args;
 mod backlog;
 mod build;
 mod capture;
+mod child;
 mod database;
 mod devices;
 mod entry;
 mod integer_keys;
 mod latency;
 mod memory;
+mod offline;
+mod pending;
 mod process;
 mod push;
 mod raw;
@@ -28,7 +31,7 @@ mod writer;
 
 use std::process::ExitCode;
 
-use crate::{args::Command, report::Row};
+use crate::{args::Command, child::Child, report::Row};
 
 /// Anything that keeps a measure from being taken.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -61,7 +64,8 @@ fn main() -> ExitCode {
             GROUPS.iter().flat_map(|group| group.names).for_each(|name| println!("{name}"));
             Ok(true)
         }
-        Command::Child(child) => runtime.block_on(memory::child(child)).map(|()| true),
+        Command::Child(Child::Backlog(child)) => runtime.block_on(memory::child(child)).map(|()| true),
+        Command::Child(Child::Pending(child)) => runtime.block_on(pending::child(child)).map(|()| true),
         Command::Run(options) => runtime.block_on(run(options)),
     };
     match done {
@@ -87,6 +91,8 @@ const GROUPS: &[Group] = &[
     Group { names: writer::NAMES, run: |options| Box::pin(writer::run(options)) },
     Group { names: latency::NAMES, run: |options| Box::pin(latency::run(options)) },
     Group { names: push::NAMES, run: |options| Box::pin(push::run(options)) },
+    Group { names: offline::NAMES, run: |options| Box::pin(offline::run(options)) },
+    Group { names: pending::NAMES, run: |options| Box::pin(pending::run(options)) },
     Group { names: resolver::NAMES, run: |options| Box::pin(resolver::run(options)) },
     Group { names: memory::NAMES, run: |options| Box::pin(memory::run(options)) },
     Group { names: integer_keys::NAMES, run: |options| Box::pin(integer_keys::run(options)) },

@@ -1,13 +1,9 @@
 //! How much memory a backlog takes at its peak, on either side: leader and follower are processes of their own, this
 //! program started twice more.
-//!
-//! A child tells on its standard output what its parent needs, and ends when its input does.
 
 use std::{
-    io::{BufRead, BufReader, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child as Process, ChildStdin, ChildStdout, Command, Stdio},
 };
 
 use tidelog::id::{DeviceId, LibraryId};
@@ -15,6 +11,7 @@ use tidelog::id::{DeviceId, LibraryId};
 use crate::{
     Failure,
     args::Options,
+    child::{Running, parent_spoke},
     database::{self, Backlog, Entrance},
     devices::{self, Device},
     process,
@@ -39,16 +36,14 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Self, String> {
-        let args: Vec<String> = args.into_iter().collect();
-        let bad = || format!("`--child {}` is for the bench itself", args.join(" "));
-        let [folder, library, peer, rows, leader @ ..] = args.as_slice() else { return Err(bad()) };
-        Ok(Self {
+    pub(crate) fn parse(args: &[String]) -> Option<Self> {
+        let [folder, library, peer, rows, leader @ ..] = args else { return None };
+        Some(Self {
             folder: folder.into(),
-            library: LibraryId(library.parse().map_err(|_| bad())?),
-            peer: DeviceId::parse(peer).ok_or_else(bad)?,
-            rows: rows.parse().map_err(|_| bad())?,
-            leader: leader.first().map(|address| address.parse()).transpose().map_err(|_| bad())?,
+            library: LibraryId(library.parse().ok()?),
+            peer: DeviceId::parse(peer)?,
+            rows: rows.parse().ok()?,
+            leader: leader.first().map(|address| address.parse()).transpose().ok()?,
         })
     }
 }
@@ -79,73 +74,19 @@ fn round_of(
     database::copy(backlog, &folder.join("leader.db"))?;
     database::remove(&folder.join("follower.db"))?;
     let ids = (devices::key(folder, "leader")?.device_id(), devices::key(folder, "follower")?.device_id());
-    let mut leader = Running::start(folder, *library, ids.1, *rows, None)?;
+    let start = |peer: DeviceId, leader: Option<&str>| {
+        let args = [folder.display().to_string(), library.to_string(), peer.to_string(), rows.to_string()];
+        Running::start("backlog", args.iter().map(String::as_str).chain(leader))
+    };
+    let mut leader = start(ids.1, None)?;
     let address = leader.line()?;
-    let mut follower = Running::start(folder, *library, ids.0, *rows, Some(&address))?;
+    let mut follower = start(ids.0, Some(&address))?;
     let follower_growth = follower.line()?.parse()?;
     follower.end()?;
     leader.ask()?;
     let leader_growth = leader.line()?.parse()?;
     leader.end()?;
     Ok((leader_growth, follower_growth))
-}
-
-/// A child, its input and its output.
-struct Running {
-    process: Process,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
-}
-
-impl Running {
-    fn start(
-        folder: &Path,
-        library: LibraryId,
-        peer: DeviceId,
-        rows: usize,
-        leader: Option<&str>,
-    ) -> Result<Self, Failure> {
-        let mut process = Command::new(std::env::current_exe()?)
-            .arg("--child")
-            .arg(folder)
-            .args([library.to_string(), peer.to_string(), rows.to_string()])
-            .args(leader)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let input = process.stdin.take();
-        let output = BufReader::new(process.stdout.take().ok_or("a child has no output")?);
-        Ok(Self { process, input, output })
-    }
-
-    fn line(&mut self) -> Result<String, Failure> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        if line.is_empty() {
-            return Err("a child has ended early".into());
-        }
-        Ok(line.trim().to_owned())
-    }
-
-    fn ask(&mut self) -> Result<(), Failure> {
-        let input = self.input.as_mut().ok_or("a child has no input")?;
-        writeln!(input, "?")?;
-        Ok(input.flush()?)
-    }
-
-    fn end(mut self) -> Result<(), Failure> {
-        self.input = None;
-        self.process.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Fails where it has ended in good order.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 /// The child's own life.
@@ -172,11 +113,5 @@ pub(crate) async fn child(child: Child) -> Result<(), Failure> {
     println!("{growth}");
     parent_spoke().await?;
     device.close().await?;
-    Ok(())
-}
-
-/// Waits for a line of the parent, or for its end.
-async fn parent_spoke() -> Result<(), Failure> {
-    tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await??;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Changes that a follower made offline: pushed, resolved against the same rows changed on the leader meanwhile, sequenced
 //! and settled. Every one of them meets a change that its author had not seen.
 
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use sea_orm::{ConnectionTrait, EntityTrait};
 use tidelog::id::LibraryId;
@@ -17,12 +17,14 @@ use crate::{
     rounds::Rounds,
 };
 
-pub(crate) const NAMES: &[&str] = &["push"];
+pub(crate) const NAMES: &[&str] = &["push", "push/again", "push/again wire"];
 
 const ROUNDS: usize = 3;
 const ROWS: usize = 20_000;
 /// Changes per second, in proportion.
 const AT_LEAST: f64 = 20_000.0;
+/// Kilobytes that a follower sends which has nothing to push: the handshake, where it stands, a question.
+const AGAIN_MAX: f64 = 16.0;
 /// Rows of one `insert_many`.
 const MANY: usize = 1000;
 
@@ -34,15 +36,41 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Row>, Failure> {
     let rows = raw::Rows::read(&backlog.path)?;
     let raw_db = folder.join("raw.db");
     eprintln!("push …");
-    let taken =
-        Rounds::take(ROUNDS, async |_| settle(folder, count).await, async |_| rows.speed(&raw_db)).await?;
+    let (mut added, mut sent) = (Vec::new(), Vec::new());
+    let taken = Rounds::take(
+        ROUNDS,
+        async |_| {
+            let settled = settle(folder, count).await?;
+            added.push(settled.added_again as f64);
+            sent.push(settled.sent_again as f64 / 1e3);
+            Ok(settled.speed)
+        },
+        async |_| rows.speed(&raw_db),
+    )
+    .await?;
     let (value, raw, ratio) = taken.figures();
     let factor = raw.unwrap_or(f64::NAN) / raw::REFERENCE;
-    Ok(vec![Row::new("push", "changes/s", (value, raw, ratio), Bar::InProportion(AT_LEAST, factor))])
+    let again = |name: &str, unit, figures: Vec<f64>, most| {
+        let worst = figures.into_iter().fold(0.0, f64::max);
+        Row::new(name, unit, (worst, None, None), Bar::ValueAtMost(most))
+    };
+    Ok(vec![
+        Row::new("push", "changes/s", (value, raw, ratio), Bar::InProportion(AT_LEAST, factor)),
+        again("push/again", "changes", added, 0.0),
+        again("push/again wire", "kB", sent, AGAIN_MAX),
+    ])
 }
 
-/// Changes per second from the follower's start until all of its changes are settled.
-async fn settle(folder: &std::path::Path, count: usize) -> Result<f64, Failure> {
+struct Settled {
+    /// Changes per second from the follower's start until all of its changes are settled.
+    speed: f64,
+    /// What a second run of the follower adds to the log.
+    added_again: usize,
+    /// Bytes that the follower sends in it.
+    sent_again: u64,
+}
+
+async fn settle(folder: &Path, count: usize) -> Result<Settled, Failure> {
     let library = LibraryId::random();
     database::remove(&folder.join("leader.db"))?;
     let pair = Pair::open(folder, library).await?;
@@ -67,13 +95,23 @@ async fn settle(folder: &std::path::Path, count: usize) -> Result<f64, Failure> 
     follower.start().await?;
     follower.library.barrier().await?;
     let seconds = began.elapsed().as_secs_f64();
-    let file = database::observer(&leader.path)?;
-    let entries: usize =
-        file.query_row("SELECT count(*) FROM sync_entry WHERE existed", [], |row| row.get(0))?;
+    let entries = changes(&leader.path)?;
     if entries != 2 * count {
         return Err(format!("{entries} changes are in the log, of {}", 2 * count).into());
     }
     follower.close().await?;
+    let key = devices::key(folder, "follower")?;
+    let follower = Device::open(folder, "follower", Entrance::Join(library), key, ids.0, address).await?;
+    follower.start().await?;
+    follower.library.barrier().await?;
+    let sent_again = follower.close().await?;
+    let added_again = changes(&leader.path)? - entries;
     leader.close().await?;
-    Ok(count as f64 / seconds)
+    Ok(Settled { speed: count as f64 / seconds, added_again, sent_again })
+}
+
+/// Changes in the log to records that were there before them.
+fn changes(path: &Path) -> Result<usize, Failure> {
+    let file = database::observer(path)?;
+    Ok(file.query_row("SELECT count(*) FROM sync_entry WHERE existed", [], |row| row.get(0))?)
 }

@@ -34,6 +34,8 @@ pub(crate) enum Bar {
     ValueAtLeast(f64),
     /// At least this, scaled with the speed of this machine: bar and factor.
     InProportion(f64, f64),
+    /// At most this many seconds, scaled with the slowness of this machine: bar and factor.
+    InTime(f64, f64),
     /// Shown for the others' sake.
     None,
 }
@@ -54,6 +56,10 @@ impl Row {
             Bar::InProportion(least, factor) => {
                 let here = least * factor;
                 (format!("≥ {} ({} in proportion)", number(here), number(least)), Some(value >= here))
+            }
+            Bar::InTime(most, factor) => {
+                let here = most * factor;
+                (format!("≤ {} ({} in proportion)", number(here), number(most)), Some(value <= here))
             }
             Bar::None => (String::new(), None),
         };
