@@ -14,6 +14,7 @@ use crate::{
 };
 
 mod columns;
+mod follows;
 mod outcomes;
 
 pub(crate) use columns::Columns;

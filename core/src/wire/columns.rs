@@ -1,14 +1,14 @@
 //! A batch of entries, column by column.
 //!
-//! Deletions carry the values of their key only, upserts the whole row. Of a row's record id nothing is sent: it
-//! follows from the key. Reading checks that every count fits every other before anything is built, and that what
+//! Deletions carry the values of their key only, upserts the whole row, or the changed values where it follows from one
+//! before it ([`follows`]). Of a row's record id nothing is sent: it follows from the key. Reading checks that every count fits every other before anything is built, and that what
 //! the log relies on holds: numbers leave room to count on, terms do not fall, groups are whole or one is in part.
 
 use std::{collections::HashMap, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{Unreadable, outcomes, outcomes::OutcomeHead};
+use super::{Unreadable, follows, outcomes, outcomes::OutcomeHead};
 use crate::{
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Shape},
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
@@ -40,6 +40,9 @@ pub(crate) struct Columns {
     /// Distinct sets of changed fields; for each change an index into it plus one, or zero for all fields.
     field_sets: Vec<Vec<u16>>,
     fields_of: Vec<u32>,
+    /// For each change, how many changes before it the one is from whose row and the changed values its own follows; zero
+    /// where it is sent whole.
+    pub(super) follows: Vec<u16>,
     /// With the precedence of their roles.
     members: Vec<(DeviceId, u8)>,
     /// Marks, actors and decisions, sparse: (index of the change, mark, actor, decision).
@@ -218,6 +221,7 @@ impl Columns {
             existed: Bytes(Vec::with_capacity(count)),
             field_sets: Vec::new(),
             fields_of: Vec::with_capacity(count),
+            follows: Vec::with_capacity(count),
             members: Vec::new(),
             notes: Vec::new(),
             ranks: Vec::new(),
@@ -228,6 +232,7 @@ impl Columns {
         };
         let mut shapes: HashMap<*const Shape, u16> = HashMap::new();
         let mut sets: HashMap<&[u16], u32> = HashMap::new();
+        let mut rows = follows::Rows::default();
         let (mut stamp, mut at) = (0u64, 0i64);
         for entry in &batch.entries {
             match columns.terms.last_mut() {
@@ -269,11 +274,19 @@ impl Columns {
                     if let Some(rank) = change.rank {
                         columns.ranks.push((index, change.stamp.saturating_sub(rank)));
                     }
+                    let follows = rows.follows(columns.shape_of.len(), change);
                     columns.shape_of.push(shape);
                     columns.fields_of.push(set);
+                    columns.follows.push(follows);
                     columns.existed.0.push(u8::from(change.existed));
-                    for (column, value) in columns.rows[usize::from(shape)].iter_mut().zip(&change.row) {
-                        column.push(value);
+                    let row = &mut columns.rows[usize::from(shape)];
+                    match change.fields.as_ref().filter(|_| follows > 0) {
+                        Some(fields) => {
+                            fields.iter().map(|&f| usize::from(f)).for_each(|f| row[f].push(&change.row[f]));
+                        }
+                        None => {
+                            row.iter_mut().zip(&change.row).for_each(|(column, value)| column.push(value))
+                        }
                     }
                 }
             }
@@ -309,6 +322,7 @@ impl Columns {
         let changes = self.shape_of.len();
         if self.existed.0.len() != changes
             || self.fields_of.len() != changes
+            || self.follows.len() != changes
             || self.rows.len() != self.shapes.len()
         {
             return Err(bad("their changes differ in number"));
@@ -335,6 +349,7 @@ impl Columns {
         let mut notes = self.notes.into_iter().peekable();
         let mut ranks = self.ranks.into_iter().peekable();
         let mut entries = Vec::with_capacity(count);
+        let mut rows = follows::Read::default();
         let (mut stamp, mut at, mut change) = (0u64, 0i64, 0usize);
         let mut group = 0usize;
         let mut term_before = self.after.term;
@@ -384,10 +399,6 @@ impl Columns {
                         usize::from(*self.shape_of.get(change).ok_or_else(|| bad("a change has no shape"))?);
                     let shape =
                         shapes.get(shape_index).ok_or_else(|| bad("a change has an unknown shape"))?;
-                    let mut row = Vec::with_capacity(shape.fields.len());
-                    for reader in &mut readers[shape_index] {
-                        row.push(reader.next().ok_or_else(|| bad("a column ends before its rows"))?);
-                    }
                     let fields = match self.fields_of[change] as usize {
                         0 => None,
                         set => {
@@ -404,6 +415,23 @@ impl Columns {
                             Some(set.clone())
                         }
                     };
+                    let readers = &mut readers[shape_index];
+                    let ends = || bad("a column ends before its rows");
+                    let row = match (self.follows[change], &fields) {
+                        (0, _) => readers
+                            .iter_mut()
+                            .map(|reader| reader.next().ok_or_else(ends))
+                            .collect::<Result<Vec<_>, _>>()?,
+                        (distance, Some(fields)) => {
+                            let mut row = rows.before(&entries, distance, shape).map_err(bad)?;
+                            for field in fields.iter().map(|&f| usize::from(f)) {
+                                row[field] = readers[field].next().ok_or_else(ends)?;
+                            }
+                            row
+                        }
+                        (_, None) => return Err(bad("a row follows another, and all of it changed")),
+                    };
+                    rows.is_at(i);
                     let (mark, actor, decides) = match notes.next_if(|(index, ..)| *index as usize == change)
                     {
                         Some((_, mark, actor, decides)) => (mark, actor, decides),
