@@ -37,8 +37,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 const OPEN_MAX: Duration = Duration::from_secs(10);
 /// Batches unpacked ahead of the one that is applied.
 const AHEAD: usize = 2;
-/// Pushes that may wait for an answer.
-const PUSHES_AHEAD: usize = 2;
+/// Pushes that may wait for an answer: what the leader is busy with while a large group is applied here. They are kept by
+/// neither side, but where the network has them.
+const PUSHES_AHEAD: usize = 4;
 /// Delay before the first new try, and the longest between two.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
@@ -542,7 +543,11 @@ impl Session<'_> {
                 }
                 Ok(None)
             }
-            Applied::Staged(_) => Ok(None),
+            Applied::Staged(_) => {
+                // The term was looked at: what is pending goes while the rest of a large group comes.
+                self.lead = Some(lead);
+                Ok(None)
+            }
             Applied::OutOfOrder(position) => Ok(Some(End::Lost(format!(
                 "what device {} sent does not follow on {position}; subscribing again",
                 self.peer

@@ -121,6 +121,7 @@ mod tests {
             row,
             before: None,
             stamp: 1,
+            rank: None,
             at: 2,
             mark: None,
             actor: None,
