@@ -9,6 +9,8 @@
 
 use std::collections::HashMap;
 
+use rusqlite::ErrorCode;
+
 use crate::{
     apply::{Writer, is_constraint},
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Outcome},
@@ -17,6 +19,7 @@ use crate::{
     layout::Layouts,
     log::{self, Appender},
     park::{self, Identity},
+    pushed::{Arrival, Pushed},
     seal, standing,
     store::{Replica, Tx, origin_row},
     term,
@@ -51,20 +54,23 @@ pub(crate) enum Accepted {
 }
 
 /// Sequences groups that `pusher` pushed, in their order. `position` is the top of the pusher's log. Their seqs say only
-/// which entries belong to which group.
+/// which entries belong to which group. It came as `message`, for putting a part aside.
 pub(crate) fn accept(
     tx: &mut Tx<'_>,
     pusher: DeviceId,
     position: Position,
     batch: &Batch,
+    message: &[u8],
 ) -> Result<Accepted, Error> {
     let replica = tx.replica()?;
     if !replica.is_leader() {
         return Ok(Accepted::NotLeader(replica.max_seen));
     }
-    if let Some(why) = unsound(tx, batch)? {
-        return Ok(Accepted::Unsound(why));
-    }
+    let pushed = match Arrival::of(tx, pusher, batch, message)? {
+        Arrival::Whole(pushed) => pushed,
+        Arrival::PutAside => return Ok(Accepted::To(replica.top)),
+        Arrival::Unsound(why) => return Ok(Accepted::Unsound(why)),
+    };
     seal::seal_all(tx)?;
     if !term::holds(tx.conn, position)? {
         return Ok(Accepted::Diverged);
@@ -74,17 +80,16 @@ pub(crate) fn accept(
     tx.conn.execute_batch("PRAGMA defer_foreign_keys = ON")?;
     let mut stopped = None;
     for group in &batch.groups {
-        let changes: Vec<(OriginSeq, &Change)> = changes_of(batch, group).collect();
-        match fresh_of(tx, group, &changes)? {
-            Fresh::Changes { known, forked: None } => accept_group(tx, group, &changes[known..])?,
+        match fresh_of(tx, group)? {
+            Fresh::Changes { known, forked: None } => accept_group(tx, &pushed, group, known)?,
             // Who minted the origin gives what is pending there other numbers.
             Fresh::Changes { forked: Some(n), .. } if group.device == pusher => {
                 stopped = Some(Accepted::Forked { origin: group.origin, n });
                 break;
             }
             Fresh::Changes { known, forked: Some(_) } => {
-                keep_forked(tx, group, &changes[..known])?;
-                accept_group(tx, group, &changes[known..])?;
+                keep_forked(tx, &pushed, group, known)?;
+                accept_group(tx, &pushed, group, known)?;
             }
             Fresh::Stopped(why) => {
                 stopped = Some(why);
@@ -93,45 +98,18 @@ pub(crate) fn accept(
         }
     }
     tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 0 WHERE id = 1")?.execute([])?;
+    pushed.done(tx)?;
     match stopped {
         Some(why) => Ok(why),
         None => Ok(Accepted::To(tx.replica()?.top)),
     }
 }
 
-/// What is wrong with a push, whoever sent it; `None` if it can be looked at.
-fn unsound(tx: &Tx<'_>, batch: &Batch) -> Result<Option<&'static str>, Error> {
-    let is_sealed = |entry: &Entry| match &entry.body {
-        Body::Change(change) => entry.n.is_some() && change.outcome.is_none(),
-        _ => false,
-    };
-    if !batch.entries.iter().all(is_sealed) {
-        return Ok(Some("it holds what only a leader appends"));
-    }
-    for group in &batch.groups {
-        // A member may carry what another one sealed.
-        if !term::is_member(tx.conn, group.device)? {
-            return Ok(Some("it holds changes of a device that is no member"));
-        }
-    }
-    Ok(None)
-}
-
-fn changes_of<'b>(batch: &'b Batch, group: &'b Group) -> impl Iterator<Item = (OriginSeq, &'b Change)> {
-    // Seqs count on from the batch's position, one for each entry.
-    let begin = (group.first.0.saturating_sub(batch.after.seq.0 + 1)) as usize;
-    let count = (group.last.0 - group.first.0 + 1) as usize;
-    batch.entries.iter().skip(begin).take(count).filter_map(|entry| match &entry.body {
-        Body::Change(change) => Some((entry.n?, change)),
-        _ => None,
-    })
-}
-
 enum Fresh {
     /// All but the first ones.
     Changes {
         /// How many of the numbers the log has.
-        known: usize,
+        known: u64,
         /// The first of them under which it has another change.
         forked: Option<OriginSeq>,
     },
@@ -139,53 +117,51 @@ enum Fresh {
 }
 
 /// Which of a group's changes the log does not have yet; decided before anything of it is appended.
-fn fresh_of(tx: &Tx<'_>, group: &Group, changes: &[(OriginSeq, &Change)]) -> Result<Fresh, Error> {
+fn fresh_of(tx: &Tx<'_>, group: &Group) -> Result<Fresh, Error> {
     let row = origin_row(tx.conn, group.origin, group.device)?;
     let have = log::vector(tx.conn, row)?;
-    let known = changes.iter().take_while(|(n, _)| *n <= have).count();
-    let mut forked = None;
-    for (n, _) in &changes[..known] {
-        // Below the floor nothing is left to compare with.
-        if log::tag_of(tx.conn, row, *n)?.is_some_and(|tag| tag != group.tag) {
-            forked = Some(*n);
-            break;
-        }
+    let expected = have.0 + 1;
+    if group.first_n.0 > expected {
+        return Ok(Fresh::Stopped(Accepted::Gap { origin: group.origin, expected: OriginSeq(expected) }));
     }
-    let expected = OriginSeq(have.0 + 1);
-    if changes.get(known).is_some_and(|(n, _)| *n != expected) {
-        return Ok(Fresh::Stopped(Accepted::Gap { origin: group.origin, expected }));
-    }
-    Ok(Fresh::Changes { known, forked })
+    let upto = have.min(group.last_n);
+    let forked = log::other_tag(tx.conn, row, group.first_n, upto, group.tag)?;
+    Ok(Fresh::Changes { known: expected - group.first_n.0, forked })
 }
 
 /// Keeps changes as dead letters, once each, whose numbers the log has for others: the device that carries them did not
 /// mint their origin and cannot give them new ones.
-fn keep_forked(tx: &mut Tx<'_>, group: &Group, changes: &[(OriginSeq, &Change)]) -> Result<(), Error> {
+fn keep_forked(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, known: u64) -> Result<(), Error> {
     let row = origin_row(tx.conn, group.origin, group.device)?;
     let mut kept = Vec::new();
-    for (n, change) in changes {
-        let is_other = log::tag_of(tx.conn, row, *n)?.is_some_and(|tag| tag != group.tag);
-        let identity = Identity::of(group, Some(*n));
-        if is_other && !park::is_kept(tx, identity)? {
-            let decides = Decision::Keeps { origin: group.origin, n: *n, tag: group.tag };
+    pushed.each(tx, group, |n, change| {
+        let identity = Identity::of(group, Some(n));
+        if n.0 - group.first_n.0 < known
+            && log::other_tag(tx.conn, row, n, n, group.tag)?.is_some()
+            && !park::is_kept(tx, identity)?
+        {
+            let decides = Decision::Keeps { origin: group.origin, n, tag: group.tag };
             let reason = format!("the log holds another change {n} of origin {}", group.origin);
             let outcome = Some(Box::new(Outcome::refused(reason)));
-            kept.push(Change { decides: Some(decides), outcome, ..(*change).clone() });
+            kept.push(Change { decides: Some(decides), outcome, ..change.clone() });
         }
-    }
+        Ok(())
+    })?;
     if kept.is_empty() { Ok(()) } else { seal::seal_changes(tx, kept) }
 }
 
-/// Takes a group, going through it again for as long as that shows more that cannot be.
-fn accept_group(tx: &mut Tx<'_>, group: &Group, changes: &[(OriginSeq, &Change)]) -> Result<(), Error> {
-    if changes.is_empty() {
+/// Takes a group but for its first `known` changes, going through it again for as long as that shows more that cannot be.
+fn accept_group(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, known: u64) -> Result<(), Error> {
+    let first_n = OriginSeq(group.first_n.0 + known);
+    if first_n > group.last_n {
         return Ok(());
     }
+    let group = Group { first_n, first: Seq(group.first.0 + known), ..group.clone() };
     let mut refused = Refused::new();
     loop {
         tx.conn.execute_batch("SAVEPOINT accepted")?;
-        let pass = Pass::run(tx, group, changes, &refused)?;
-        let found = pass.found_unsound(tx, changes, &refused)?;
+        let pass = Pass::run(tx, pushed, &group, &refused)?;
+        let found = pass.found_unsound(tx, &refused)?;
         if found.is_empty() {
             tx.conn.execute_batch("RELEASE accepted")?;
             return Ok(());
@@ -197,74 +173,89 @@ fn accept_group(tx: &mut Tx<'_>, group: &Group, changes: &[(OriginSeq, &Change)]
     }
 }
 
-/// By index of the change: why it is refused.
-type Refused = HashMap<usize, String>;
+/// By number: why a change is refused.
+type Refused = HashMap<OriginSeq, String>;
 
 /// One way through a group.
+#[derive(Default)]
 struct Pass {
     /// Refused by the database on the way.
     refused: Refused,
     /// Changes that wrote or deleted their row.
-    wrote: Vec<(usize, Change)>,
+    wrote: Vec<Wrote>,
+    /// Those that have an atomic mark.
+    marks: Vec<(OriginSeq, String)>,
+}
+
+/// What is asked of a change once the whole group is there.
+struct Wrote {
+    n: OriginSeq,
+    /// Index of its model.
+    model: usize,
+    key: Vec<Value>,
+    effect: EntryKind,
+    /// Columns beside which others may have referred to it; empty where it was not there before.
+    columns: Vec<String>,
 }
 
 impl Pass {
-    fn run(
-        tx: &mut Tx<'_>,
-        group: &Group,
-        changes: &[(OriginSeq, &Change)],
-        refused: &Refused,
-    ) -> Result<Self, Error> {
+    fn run(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, refused: &Refused) -> Result<Self, Error> {
         let Replica { max_seen: term, top, clock, .. } = tx.replica()?;
-        let mut pass = Self { refused: Refused::new(), wrote: Vec::new() };
+        let mut pass = Self::default();
         let mut layouts = Layouts::new(tx.models);
         let (mut seq, mut clock) = (top.seq, clock);
         let now = tx.world.now();
-        let (first_n, last_n) = (changes[0].0, changes[changes.len() - 1].0);
         // The group's row stands before its entries do: what one of them wrote is looked up by it for the next.
         let row = origin_row(tx.conn, group.origin, group.device)?;
-        let open = Group { first_n, last_n, first: seq.next(), last: Seq(i64::MAX as u64), ..group.clone() };
+        let open = Group { first: seq.next(), last: Seq(i64::MAX as u64), ..group.clone() };
         log::push_group(tx.conn, &open, row, clock)?;
         let mut appender = Appender::new(tx, top)?;
-        for (i, (n, change)) in changes.iter().enumerate() {
-            let mut change = (*change).clone();
+        pushed.each(tx, group, |n, change| {
+            let mut change = change.clone();
             change.rank_at(now);
-            let outcome = match refused.get(&i) {
+            let outcome = match refused.get(&n) {
                 Some(reason) => Some(Outcome::refused(reason.clone())),
-                None => standing::outcome(tx, &mut layouts, group, *n, &change)?,
+                None => standing::outcome(tx, &mut layouts, group, n, &change)?,
             };
             change.outcome = outcome.map(Box::new);
-            let derived = pass.write(tx, i, &mut change)?;
+            if let Some(mark) = &change.mark {
+                pass.marks.push((n, mark.clone()));
+            }
+            let derived = pass.write(tx, n, &mut change)?;
             clock = clock.max(change.ranking_stamp());
             seq = seq.next();
             let parked = park::concerns(&change).then(|| change.clone());
-            appender.push(&Entry { seq, term, n: Some(*n), body: Body::Change(change) })?;
+            appender.push(&Entry { seq, term, n: Some(n), body: Body::Change(change) })?;
             if let Some(change) = parked {
-                park::park(tx, Identity::of(group, Some(*n)), group.device, seq, &change)?;
+                park::park(tx, Identity::of(group, Some(n)), group.device, seq, &change)?;
             }
             for change in derived {
                 seq = seq.next();
                 appender.push(&Entry { seq, term, n: None, body: Body::Change(change) })?;
             }
-        }
+            Ok(())
+        })?;
         log::close_group(tx.conn, open.first, seq, clock)?;
         Ok(pass)
     }
 
     /// Writes what the change comes to; what the database does not take is refused. What it cascaded.
-    fn write(&mut self, tx: &Tx<'_>, i: usize, change: &mut Change) -> Result<Vec<Change>, Error> {
+    fn write(&mut self, tx: &Tx<'_>, n: OriginSeq, change: &mut Change) -> Result<Vec<Change>, Error> {
         if change.effect() == EntryKind::Noop {
             return Ok(Vec::new());
         }
-        let Some(mut writer) = Writer::new(tx, &change.shape)? else { return Ok(Vec::new()) };
+        let model = tx.models.iter().position(|m| m.descriptor.id == change.shape.model);
+        let (Some(model), Some(mut writer)) = (model, Writer::new(tx, &change.shape)?) else {
+            return Ok(Vec::new());
+        };
         tx.conn.prepare_cached("SAVEPOINT written")?.execute([])?;
         let written = writer.replace(change);
         match written {
             Ok(()) => tx.conn.prepare_cached("RELEASE written")?.execute([])?,
-            Err(error) if is_constraint(&error) => {
+            Err(error) if is_the_rows_fault(&error) => {
                 tx.conn.execute_batch("ROLLBACK TO written; RELEASE written")?;
                 let reason = not_taken(&error);
-                self.refused.insert(i, reason.clone());
+                self.refused.insert(n, reason.clone());
                 change.outcome = Some(Box::new(Outcome::refused(reason)));
                 return Ok(Vec::new());
             }
@@ -279,39 +270,34 @@ impl Pass {
                 ..derived
             })
             .collect();
-        self.wrote.push((i, change.clone()));
+        self.wrote.push(Wrote::of(tx, n, model, change));
         Ok(derived)
     }
 
     /// What this way through has shown that must be refused in the next: rows that refer to nothing, and what shares an
     /// atomic mark with a change that is refused.
-    fn found_unsound(
-        &self,
-        tx: &Tx<'_>,
-        changes: &[(OriginSeq, &Change)],
-        refused: &Refused,
-    ) -> Result<Refused, Error> {
+    fn found_unsound(&self, tx: &Tx<'_>, refused: &Refused) -> Result<Refused, Error> {
         let mut found = Refused::new();
-        for (i, change) in &self.wrote {
-            if let Some(reason) = left_unsound(tx, change)? {
-                found.insert(*i, reason);
+        for wrote in &self.wrote {
+            if let Some(reason) = wrote.left_unsound(tx)? {
+                found.insert(wrote.n, reason);
             }
         }
-        let all = |i: &usize| {
-            found.get(i).or_else(|| self.refused.get(i)).or_else(|| refused.get(i)).map(String::as_str)
+        let all = |n: &OriginSeq| {
+            found.get(n).or_else(|| self.refused.get(n)).or_else(|| refused.get(n)).map(String::as_str)
         };
         let mut marked: HashMap<&str, &str> = HashMap::new();
-        for (i, (_, change)) in changes.iter().enumerate() {
-            if let (Some(mark), Some(reason)) = (change.mark.as_deref(), all(&i)) {
+        for (n, mark) in &self.marks {
+            if let Some(reason) = all(n) {
                 marked.entry(mark).or_insert(reason);
             }
         }
         let mut with_them = Refused::new();
-        for (i, (_, change)) in changes.iter().enumerate() {
-            if let Some(reason) = change.mark.as_deref().and_then(|mark| marked.get(mark))
-                && all(&i).is_none()
+        for (n, mark) in &self.marks {
+            if let Some(reason) = marked.get(mark.as_str())
+                && all(n).is_none()
             {
-                with_them.insert(i, format!("a change that it stands or falls with was refused: {reason}"));
+                with_them.insert(*n, format!("a change that it stands or falls with was refused: {reason}"));
             }
         }
         found.extend(with_them);
@@ -323,6 +309,17 @@ impl Pass {
     }
 }
 
+/// Whether the database refused a row for what the row is, and would again.
+fn is_the_rows_fault(error: &Error) -> bool {
+    let by_itself = |source: &rusqlite::Error| {
+        matches!(
+            source.sqlite_error_code(),
+            Some(ErrorCode::TypeMismatch | ErrorCode::TooBig | ErrorCode::Unknown)
+        )
+    };
+    is_constraint(error) || matches!(error, Error::Database { source, .. } if by_itself(source))
+}
+
 fn not_taken(error: &Error) -> String {
     match error {
         Error::Database { source, .. } => format!("the leader's database does not take it: {source}"),
@@ -330,27 +327,32 @@ fn not_taken(error: &Error) -> String {
     }
 }
 
-/// Why what the change did to its record cannot stay, now that the whole group is there; `None` if it can.
-fn left_unsound(tx: &Tx<'_>, change: &Change) -> Result<Option<String>, Error> {
-    let Some(model) = tx.models.iter().find(|m| m.descriptor.id == change.shape.model) else {
-        return Ok(None);
-    };
-    let key: Vec<Value> = change.shape.key.iter().map(|&i| change.row[i].clone()).collect();
-    match change.effect() {
-        EntryKind::Upsert => {
-            let shape = &change.shape;
-            let is_written = |column: &str| {
-                let at = shape.fields.iter().position(|f| f.eq_ignore_ascii_case(column));
-                let written =
-                    |at| change.written().is_none_or(|fields| fields.iter().any(|&f| usize::from(f) == at));
-                change.existed && at.is_some_and(written)
-            };
-            match model.references.refers_to_nothing(tx.conn, &key)? {
+impl Wrote {
+    fn of(tx: &Tx<'_>, n: OriginSeq, model: usize, change: &Change) -> Self {
+        let fields = &change.shape.fields;
+        let columns = match change.written() {
+            _ if !change.existed => Vec::new(),
+            Some(written) => written.iter().filter_map(|&f| fields.get(usize::from(f)).cloned()).collect(),
+            None => fields.clone(),
+        };
+        let key = change.key_in(&tx.models[model].shape);
+        Self { n, model, key, effect: change.effect(), columns }
+    }
+
+    /// Why what the change did to its record cannot stay, now that the whole group is there; `None` if it can.
+    fn left_unsound(&self, tx: &Tx<'_>) -> Result<Option<String>, Error> {
+        let references = &tx.models[self.model].references;
+        match self.effect {
+            EntryKind::Upsert => match references.refers_to_nothing(tx.conn, &self.key)? {
                 Some(reason) => Ok(Some(reason)),
-                None => model.references.was_referred_to(tx.conn, &key, is_written),
-            }
+                None => {
+                    let is_written =
+                        |column: &str| self.columns.iter().any(|c| c.eq_ignore_ascii_case(column));
+                    references.was_referred_to(tx.conn, &self.key, is_written)
+                }
+            },
+            EntryKind::Delete => references.is_referred_to(tx.conn, &self.key),
+            _ => Ok(None),
         }
-        EntryKind::Delete => model.references.is_referred_to(tx.conn, &key),
-        _ => Ok(None),
     }
 }

@@ -115,6 +115,7 @@ mod outcome;
 mod overlay;
 mod park;
 mod pending;
+mod pushed;
 mod references;
 pub mod resolve;
 pub mod row;

@@ -224,16 +224,23 @@ pub(crate) fn close_group(conn: &Connection, first: Seq, last: Seq, clock: u64) 
     Ok(())
 }
 
-/// The tag under which the log holds a change; `None` if it does not, or no longer.
-pub(crate) fn tag_of(conn: &Connection, origin_row: i64, n: OriginSeq) -> Result<Option<u64>, Error> {
-    let tag: Option<i64> = conn
+/// The first number of an origin, from `first` to `last`, under which the log holds a change with another tag. Below the
+/// floor nothing is left to compare with.
+pub(crate) fn other_tag(
+    conn: &Connection,
+    origin_row: i64,
+    first: OriginSeq,
+    last: OriginSeq,
+    tag: u64,
+) -> Result<Option<OriginSeq>, Error> {
+    let n: Option<u64> = conn
         .prepare_cached(
-            "SELECT tag FROM sync_group WHERE origin = ?1 AND last_n >= ?2 AND first_n <= ?2
+            "SELECT max(first_n, ?2) FROM sync_group WHERE origin = ?1 AND last_n >= ?2 AND first_n <= ?3 AND tag <> ?4
              ORDER BY last_n LIMIT 1",
         )?
-        .query_row(params![origin_row, n.0], |row| row.get(0))
+        .query_row(params![origin_row, first.0, last.0, tag as i64], |row| row.get(0))
         .optional()?;
-    Ok(tag.map(|tag| tag as u64))
+    Ok(n.map(OriginSeq))
 }
 
 /// What an author had seen, in the form in which the database keeps it: pairs of origin and number.

@@ -17,6 +17,7 @@ macro_rules! pending_where {
     ($condition:literal) => {
         concat!(
             "SELECT p.id, p.origin AS origin_row, o.origin, o.device, p.n, p.tag, p.base_term, p.base_seq, p.seen,
+                p.group_last,
                 p.stamp, p.rank, p.at, p.kind, p.record, p.existed, p.layout, p.fields, p.data, p.before, p.mark, p.actor,
                 p.decides
              FROM sync_pending p JOIN sync_origin o ON o.id = p.origin WHERE ",
@@ -36,7 +37,7 @@ pub(crate) const BY_RECORD: &str =
 /// The first and the last id of what is pending.
 pub(crate) const ENDS: &str = "SELECT (SELECT min(id) FROM sync_pending), (SELECT max(id) FROM sync_pending)";
 
-/// Pending changes as they are pushed.
+/// Pending changes as they are pushed: whole groups, or a part of one that is larger than a batch.
 #[derive(Debug)]
 pub(crate) struct Push {
     /// Their seqs count from 1: they say what belongs to which group, and nothing of any log.
@@ -45,42 +46,98 @@ pub(crate) struct Push {
     pub(crate) last_id: i64,
 }
 
-/// The pending changes behind an id, up to the size of a batch; `None` if there are none. A group that does not fit in
-/// goes in parts.
-pub(crate) fn read(conn: &Connection, models: &[Model], after: i64) -> Result<Option<Push>, Error> {
+impl Push {
+    /// What the next push goes on with, where this is not the last part of its group.
+    pub(crate) fn open(&self) -> Option<Group> {
+        self.batch.groups.last().filter(|_| self.batch.is_open()).cloned()
+    }
+
+    /// How many changes of that group have been pushed.
+    fn sent(&self) -> Seq {
+        self.batch.last()
+    }
+}
+
+/// Where a push begins: behind the one before it.
+#[derive(Clone, Debug)]
+pub(crate) struct PushedUpTo {
+    /// Id of the last change.
+    pub(crate) id: i64,
+    /// The group that is not pushed whole, and how many of its changes are.
+    open: Option<(Group, Seq)>,
+}
+
+impl PushedUpTo {
+    /// Nothing was pushed.
+    pub(crate) const NOTHING: Self = Self { id: i64::MIN, open: None };
+
+    pub(crate) fn after(push: &Push) -> Self {
+        Self { id: push.last_id, open: push.open().map(|group| (group, push.sent())) }
+    }
+}
+
+/// The pending changes behind those, up to the size of a batch; `None` if there are none.
+pub(crate) fn read(conn: &Connection, models: &[Model], after: &PushedUpTo) -> Result<Option<Push>, Error> {
     let mut layouts = Layouts::new(models);
     let mut batch = Batch { after: Position::EMPTY, entries: Vec::new(), groups: Vec::new() };
-    let (mut last_id, mut size) = (after, 0);
+    if let Some((group, sent)) = &after.open {
+        batch.after.seq = *sent;
+        batch.groups.push(group.clone());
+    }
+    let mut size = batch.groups.first().map_or(0, group_size);
+    let mut ids = Vec::new();
+    // Up to where groups are whole.
+    let mut whole = 0;
     let mut statement = conn.prepare_cached(BY_ID)?;
-    let mut rows = statement.query([after])?;
+    let mut rows = statement.query([after.id])?;
     while let Some(row) = rows.next()? {
         let seq = batch.last().next();
-        let group = read_group(row, seq)?;
-        let change = read_change(conn, &mut layouts, row)?;
-        let n = group.first_n;
-        let entry = Entry { seq, term: Term::ZERO, n: Some(n), body: Body::Change(change) };
-        let goes_on = batch.groups.last().is_some_and(|open| {
-            open.origin == group.origin && open.tag == group.tag && open.last_n.0 + 1 == n.0
-        });
-        size += entry_size(&entry) + if goes_on { 0 } else { group_size(&group) };
+        let n = OriginSeq(row.get("n")?);
+        let goes_on = batch.groups.last().is_some_and(|open| seq <= open.last);
+        if !goes_on {
+            if after.open.is_some() {
+                break;
+            }
+            let group = read_group(conn, row, seq)?;
+            size += group_size(&group);
+            batch.groups.push(group);
+        }
+        let body = Body::Change(read_change(conn, &mut layouts, row)?);
+        let entry = Entry { seq, term: Term::ZERO, n: Some(n), body };
+        size += entry_size(&entry);
         if !batch.entries.is_empty() && (size > BATCH_BYTES || batch.entries.len() >= BATCH_ENTRIES) {
             break;
         }
-        match batch.groups.last_mut().filter(|_| goes_on) {
-            Some(open) => (open.last, open.last_n) = (seq, n),
-            None => batch.groups.push(group),
-        }
         batch.entries.push(entry);
-        last_id = row.get("id")?;
+        ids.push(row.get::<_, i64>("id")?);
+        if batch.groups.last().is_some_and(|group| group.last == seq) {
+            whole = batch.entries.len();
+        }
     }
-    Ok((!batch.entries.is_empty()).then_some(Push { batch, last_id }))
+    if whole > 0 {
+        batch.entries.truncate(whole);
+        ids.truncate(whole);
+    }
+    let last = batch.last();
+    batch.groups.retain(|group| group.first <= last);
+    Ok(ids.last().map(|&last_id| Push { batch, last_id }))
 }
 
-/// What a change shares with its group, of which it is the first, at `first`.
-pub(crate) fn read_group(row: &Row<'_>, first: Seq) -> Result<Group, Error> {
+/// What a change shares with its group, of which it is the first that is pending, at `first`.
+pub(crate) fn read_group(conn: &Connection, row: &Row<'_>, first: Seq) -> Result<Group, Error> {
     let damaged = |what: &str| Error::Damaged(format!("a pending change has a damaged {what}"));
     let text = |column: &str| row.get::<_, String>(column);
     let first_n = OriginSeq(row.get("n")?);
+    let last_n = match row.get("group_last")? {
+        // What came before it in its group is pending no more.
+        0 => conn
+            .prepare_cached("SELECT max(n) FROM sync_pending WHERE origin = ?1 AND tag = ?2")?
+            .query_row(params![row.get::<_, i64>("origin_row")?, row.get::<_, i64>("tag")?], |row| {
+                row.get(0)
+            })?,
+        last_n => last_n,
+    };
+    let last_n = OriginSeq(last_n).max(first_n);
     Ok(Group {
         origin: Origin(text("origin")?.parse().map_err(|_| damaged("origin"))?),
         device: DeviceId::parse(&text("device")?).ok_or_else(|| damaged("device"))?,
@@ -91,9 +148,9 @@ pub(crate) fn read_group(row: &Row<'_>, first: Seq) -> Result<Group, Error> {
         },
         seen: serde_json::from_str(&text("seen")?).map_err(|_| damaged("list of what was seen"))?,
         first_n,
-        last_n: first_n,
+        last_n,
         first,
-        last: first,
+        last: Seq(first.0 + (last_n.0 - first_n.0)),
     })
 }
 
@@ -159,6 +216,14 @@ pub(crate) fn rename(tx: &mut Tx<'_>, origin: Origin, n: OriginSeq) -> Result<u6
         minted.next = OriginSeq(minted.next.0 + 1);
     }
     *tx.minted = Some(minted);
+    // Where a group was cut in two, each has a last one.
+    tx.conn
+        .prepare_cached(
+            "UPDATE sync_pending SET group_last = (SELECT max(q.n) FROM sync_pending q
+                WHERE q.origin = sync_pending.origin AND q.tag = sync_pending.tag)
+             WHERE id IN (SELECT min(id) FROM sync_pending GROUP BY origin, tag)",
+        )?
+        .execute([])?;
     Ok(moved.len() as u64)
 }
 

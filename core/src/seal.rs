@@ -277,6 +277,8 @@ struct Sink<'c> {
     seen: Vec<(Origin, OriginSeq)>,
     clock: u64,
     changes: u64,
+    /// Stamp of the first.
+    first: u64,
     withheld: u64,
     /// What went to the log, up to the size of a batch; nothing once it is more.
     fresh: Option<Vec<Entry>>,
@@ -307,6 +309,7 @@ impl<'c> Sink<'c> {
             seen,
             clock: replica.clock,
             changes: 0,
+            first: 0,
             withheld: 0,
             fresh: Some(Vec::new()),
             fresh_bytes: 0,
@@ -381,6 +384,9 @@ impl<'c> Sink<'c> {
         change.stamp = self.clock;
         let n = OriginSeq(self.minted.next.0 + self.changes);
         self.changes += 1;
+        if self.changes == 1 {
+            self.first = change.stamp;
+        }
         match &mut self.to {
             Target::Log(appender) => {
                 change.rank_at(now);
@@ -485,8 +491,8 @@ impl<'c> Sink<'c> {
             }
             Target::Pending => {
                 tx.conn
-                    .prepare_cached("UPDATE sync_pending SET group_last = 1 WHERE origin = ?1 AND n = ?2")?
-                    .execute(params![self.minted.row, last_n.0])?;
+                    .prepare_cached("UPDATE sync_pending SET group_last = ?2 WHERE id = ?1")?
+                    .execute(params![self.first, last_n.0])?;
                 tx.set_clock(self.clock)?;
             }
         }

@@ -59,7 +59,7 @@ pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
             let open = match &mut open {
                 Some(open) => open,
                 None => {
-                    let group = pending::read_group(row, seq)?;
+                    let group = pending::read_group(tx.conn, row, seq)?;
                     open.insert(Open { origin_row, last_n: group.first_n, group })
                 }
             };

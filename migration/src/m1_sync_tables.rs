@@ -54,6 +54,7 @@ const NAMES: &[&str] = &[
     "sync_layout",
     "sync_device",
     "sync_incoming",
+    "sync_pushed",
     "sync_quarantine",
 ];
 
@@ -96,7 +97,8 @@ const TABLES: &[&str] = &[
         v8, o8, v9, o9, v10, o10, v11, o11, v12, o12, v13, o13, v14, o14, v15, o15
     )",
     // Sealed changes of this device that the log does not show yet, in order. state: 'waiting' or 'blocked': its row had to
-    // leave its table. rank: as in sync_entry, where it has been in a log before. id: the stamp, which rises and is never used twice, so that what is pushed is found by it.
+    // leave its table. rank: as in sync_entry, where it has been in a log before. group_last: number of the last change of its
+    // group, where it is the first. id: the stamp, which rises and is never used twice, so that what is pushed is found by it.
     "CREATE TABLE sync_pending (
         id INTEGER PRIMARY KEY,
         origin INTEGER NOT NULL,
@@ -245,6 +247,16 @@ const TABLES: &[&str] = &[
     )",
     // Parts of a group that is larger than a batch, until it is whole; as they came, packed.
     "CREATE TABLE sync_incoming (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, message BLOB NOT NULL)",
+    // The same of groups that followers push, by the device that does.
+    "CREATE TABLE sync_pushed (
+        device TEXT NOT NULL,
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        origin TEXT NOT NULL,
+        tag INTEGER NOT NULL,
+        message BLOB NOT NULL,
+        PRIMARY KEY (device, first)
+    )",
     // Captured rows that cannot be sent, with the reason: never dropped silently.
     "CREATE TABLE sync_quarantine (
         id INTEGER PRIMARY KEY,

@@ -20,7 +20,8 @@ use crate::{
     entry::{EntryKind, Run},
     error::Error,
     id::{DeviceId, Position, Term},
-    log, pending,
+    log,
+    pending::{self, PushedUpTo},
     status::{AppliedChange, ChangeKind, Link},
     store, term,
     transport::{Channel, MessageReceiver, MessageSender, TransportError},
@@ -204,7 +205,7 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
         applied: top,
         confirm_at: None,
         syncing: JoinSet::new(),
-        pushed: i64::MIN,
+        pushed: PushedUpTo::NOTHING,
         pushes: 0,
     };
     let mut pulse = shared.library.engine.pulse();
@@ -306,8 +307,8 @@ struct Session<'s> {
     confirm_at: Option<Instant>,
     /// Makes a position durable, beside the engine; one at a time.
     syncing: JoinSet<Result<Position, Error>>,
-    /// Id of the last pending change that was pushed on this channel.
-    pushed: i64,
+    /// What is pending and was pushed on this channel.
+    pushed: PushedUpTo,
     /// Pushes that are not answered yet.
     pushes: usize,
 }
@@ -411,19 +412,19 @@ impl Session<'_> {
     async fn push(&mut self, pending: Option<(i64, i64)>) -> Result<(), Error> {
         let Some((_, last)) = pending else { return Ok(()) };
         while let Some(max_seen) = self.lead
-            && self.pushed < last
+            && self.pushed.id < last
             && self.pushes < PUSHES_AHEAD
         {
-            let after = self.pushed;
+            let after = self.pushed.clone();
             let step = move |driver: &mut Driver| {
                 // What is told of is durable first (rule D).
                 driver.store.sync()?;
                 let conn = driver.store.connection();
-                let Some(push) = pending::read(conn, driver.store.models(), after)? else { return Ok(None) };
+                let Some(push) = pending::read(conn, driver.store.models(), &after)? else { return Ok(None) };
                 Ok(Some((push, store::top(conn)?)))
             };
             let Some((push, position)) = self.shared.library.engine.step(step).await? else { return Ok(()) };
-            self.pushed = push.last_id;
+            self.pushed = PushedUpTo::after(&push);
             self.pushes += 1;
             send(self.sender.as_mut(), &Message::push(max_seen, position, &push.batch)).await?;
         }

@@ -361,7 +361,7 @@ async fn listen(
                 }
             }
             Ok(Message::Push { max_seen, position, batch }) => {
-                let answer = match take_push(&shared, peer, lead, max_seen, position, batch).await {
+                let answer = match take_push(&shared, peer, lead, max_seen, position, batch, bytes).await {
                     Ok(answer) => answer,
                     Err(error) => break Err(error),
                 };
@@ -392,6 +392,7 @@ async fn take_push(
     max_seen: Term,
     position: Position,
     batch: Columns,
+    message: Vec<u8>,
 ) -> Result<Message, Error> {
     let damaged = |e: Unreadable| Error::Damaged(format!("what was pushed: {e}"));
     let batch = tokio::task::spawn_blocking(|| batch.into_batch())
@@ -401,7 +402,7 @@ async fn take_push(
     let step = move |driver: &mut Driver| {
         let accepted = driver.enforcing(|tx| {
             term::adopt(tx, max_seen)?;
-            accept::accept(tx, pusher, position, &batch)
+            accept::accept(tx, pusher, position, &batch, &message)
         })?;
         driver.tell()?;
         Ok(accepted)
