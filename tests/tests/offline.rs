@@ -269,13 +269,13 @@ async fn what_the_leaders_database_cascades_goes_with_the_deletion() {
 #[tokio::test]
 async fn a_transaction_larger_than_a_batch_is_taken_whole() {
     // Children come first: in parts of their own they would refer to nothing.
-    let many = "WITH RECURSIVE k (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM k WHERE i < 20000)
+    let many = "WITH RECURSIVE k (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM k WHERE i < 9000)
         INSERT INTO items (id, name, parent_id)
-        SELECT printf('i%05d', i), 'many', CASE WHEN i < 20000 THEN printf('i%05d', i + 1) END FROM k";
+        SELECT printf('i%05d', i), 'many', CASE WHEN i < 9000 THEN printf('i%05d', i + 1) END FROM k";
     let scene = scene("").await;
     let scene = apart(scene, &[], &[many, "INSERT INTO notes VALUES ('n', 'after', '', 0)"]).await;
-    assert_eq!(number(&scene.leader.file(), "SELECT count(*) FROM items"), 20_000);
-    let groups = "SELECT count(*) FROM sync_group WHERE last - first >= 19999";
+    assert_eq!(number(&scene.leader.file(), "SELECT count(*) FROM items"), 9000);
+    let groups = "SELECT count(*) FROM sync_group WHERE last - first >= 8999";
     assert_eq!(number(&scene.leader.file(), groups), 1, "one group in the log");
     for device in [&scene.leader, &scene.follower] {
         assert_eq!(number(&device.file(), "SELECT count(*) FROM sync_pushed"), 0, "no part is left");
