@@ -61,6 +61,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use once_cell::sync::Lazy;
 use sea_orm::{
     ActiveModelTrait, ActiveValue, ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, IdenStatic,
@@ -70,6 +71,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use crate::{
+    metadata,
     model::{ModelDescriptor, Recorder, Syncable},
     notice::{self, Notice, NoticeKind},
     value,
@@ -156,7 +158,7 @@ pub trait Hooks: ActiveModelTrait {
 type Active<M> = <<M as sea_orm::ModelTrait>::Entity as EntityTrait>::ActiveModel;
 type Column<M> = <<M as sea_orm::ModelTrait>::Entity as EntityTrait>::Column;
 
-/// The call for `before_save`: fills keys, checks values.
+/// The call for `before_save`: fills keys and [metadata](crate::metadata), checks values.
 ///
 /// On an insert, a primary key of one UUID column and the column of `#[sync(id = "…")]` get a UUIDv7 where they are
 /// not set. It is done here and not in `ActiveModel::new`, because SeaORM's `save` takes a model whose key is set for
@@ -182,6 +184,7 @@ where
             }
         }
     }
+    plan.fill_metadata::<M>(&mut active, insert)?;
     for column in plan.unsigned.iter().copied() {
         if let ActiveValue::Set(SeaValue::BigUnsigned(Some(number)))
         | ActiveValue::Unchanged(SeaValue::BigUnsigned(Some(number))) = active.get(column)
@@ -287,6 +290,11 @@ struct Plan<C> {
     /// Columns that get a UUIDv7 on insert.
     fills: Vec<C>,
     unsigned: Vec<C>,
+    created_at: Option<C>,
+    updated_at: Option<C>,
+    soft_delete: Option<C>,
+    /// Columns a write to which is a change of the record, as `updated_at` counts it.
+    changing: Vec<C>,
     always_records: bool,
     /// None for a model that no library opens, see [`ModelDescriptor::of`]: the error belongs there, not into a save.
     recording: Option<Recording>,
@@ -330,11 +338,22 @@ impl<C: ColumnTrait> Plan<C> {
             <M::Entity as EntityTrait>::PrimaryKey::iter().map(PrimaryKeyToColumn::into_column).collect();
         let id = options.id.and_then(|id| columns.iter().copied().find(|column| column.as_str() == id));
         let is = |column: &C, kind| M::get_value_type(*column) == kind;
+        let named = |name: Option<&str>| columns.iter().copied().find(|c| Some(c.as_str()) == name);
+        let metadata = options.metadata;
+        let is_local = |name: &str| options.local.contains(&name);
+        let changes = |c: &C| {
+            let name = c.as_str();
+            metadata.updated_at.is_some_and(|own| own != name && (is_local(own) || !is_local(name)))
+        };
         let single = (primary.len() == 1).then(|| primary.first().copied()).flatten();
         Self {
             names: id.map_or_else(|| primary.clone(), |id| vec![id]),
             fills: single.into_iter().chain(id).filter(|column| is(column, ArrayType::Uuid)).collect(),
             unsigned: columns.iter().copied().filter(|column| is(column, ArrayType::BigUnsigned)).collect(),
+            created_at: named(metadata.created_at),
+            updated_at: named(metadata.updated_at),
+            soft_delete: named(metadata.soft_delete),
+            changing: columns.iter().copied().filter(changes).collect(),
             always_records: options.recorder == Recorder::Hooks,
             recording: ModelDescriptor::of::<M>().ok().map(|descriptor| {
                 let primary: Vec<&str> = primary.iter().map(|column| column.as_str()).collect();
@@ -344,8 +363,53 @@ impl<C: ColumnTrait> Plan<C> {
         }
     }
 
+    /// Fills what the model keeps of its record's history. What is set stays.
+    fn fill_metadata<M>(&self, active: &mut Active<M>, insert: bool) -> Result<(), DbErr>
+    where
+        M: Syncable,
+        M::Entity: EntityTrait<Column = C>,
+    {
+        let now = metadata::now();
+        if insert {
+            for column in self.created_at.into_iter().chain(self.updated_at) {
+                if is_missing(&active.get(column)) {
+                    set_time::<M>(active, column, now)?;
+                }
+            }
+            if let Some(column) = self.soft_delete
+                && active.is_not_set(column)
+                && M::get_value_type(column) == ArrayType::Bool
+            {
+                active.try_set(column, false.into())?;
+            }
+            return Ok(());
+        }
+        let is_set = |column: C| matches!(active.get(column), ActiveValue::Set(_));
+        match self.updated_at {
+            Some(column) if !is_set(column) && self.changing.iter().copied().any(is_set) => {
+                set_time::<M>(active, column, now)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn recording<M: Syncable>(&self) -> Option<&Recording> {
         self.recording.as_ref().filter(|_| self.always_records || notice::records_by_hook(M::SYNC_ID))
+    }
+}
+
+fn is_missing(value: &ActiveValue<SeaValue>) -> bool {
+    match value {
+        ActiveValue::NotSet => true,
+        ActiveValue::Set(value) | ActiveValue::Unchanged(value) => *value == value.as_null(),
+    }
+}
+
+fn set_time<M: Syncable>(active: &mut Active<M>, column: Column<M>, now: DateTime<Utc>) -> Result<(), DbErr> {
+    match metadata::time_as(&M::get_value_type(column), now) {
+        Some(now) => active.try_set(column, now),
+        // A library says so when it is opened; the save is not to fail for it.
+        None => Ok(()),
     }
 }
 

@@ -65,6 +65,7 @@
 //! | the attributes of the derive | [`macro@Syncable`] |
 //! | the same without the derive: a trait by hand, an entity that one may not edit | [`trait@Syncable`], [`impl_syncable!`] |
 //! | the application's connection, writes that stay here, writes that belong together | [`Connection`] |
+//! | times of creation and change, deletions that can be undone | [`metadata`] |
 //! | hooks of one's own beside tidelog's | [`Hooks`], [`behavior`] |
 //! | migrations of the application | [`migrate`](fn@migrate) |
 //! | a database that was there before: integer keys to UUIDs | [`migration`] |
@@ -106,6 +107,7 @@ pub mod id;
 mod layout;
 mod library;
 mod log;
+pub mod metadata;
 mod migrate;
 pub mod migration;
 pub mod model;
@@ -144,6 +146,7 @@ pub use dead_letter::{DeadLetter, DeadLetterId};
 pub use error::Error;
 pub use gate::WriteGate;
 pub use library::{CHANGES_QUEUE, Library, LibraryBuilder};
+pub use metadata::{FindLive, SoftDelete};
 pub use migrate::migrate;
 pub use model::{Recorder, Syncable};
 pub use row::Row;
@@ -205,6 +208,9 @@ pub use status::{AppliedChange, ChangeKind, Follower, Link, Role, Status};
 /// | `local` | never leaves this device, never overwritten by sync |
 /// | `default = expression` | its value in rows from a device that does not know the column |
 /// | `merge = "max"` | merges by itself, whatever the model's policy: `max`, `min`, `sum`, `union` |
+/// | `created_at` | gets the time of the insert, see [`metadata`] |
+/// | `updated_at` | gets the time of every save that changes the record |
+/// | `soft_delete` | marks deleted records, which stay: [`SoftDelete`], [`FindLive`] |
 pub use tidelog_macros::Syncable;
 
 /// What the derive's code needs to be found under a path that the application need not know.

@@ -18,7 +18,10 @@ use sea_orm::{
     sea_query::{ArrayType, Value as SeaValue},
 };
 
-use crate::value::{self, Value};
+use crate::{
+    metadata::Metadata,
+    value::{self, Value},
+};
 
 /// Who wins when two devices changed the same record unseen by each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,6 +133,8 @@ pub struct SyncOptions {
     pub reducers: &'static [(&'static str, Reducer)],
     /// What a column holds in a row that comes from a device that does not know the column.
     pub defaults: Vec<(&'static str, SeaValue)>,
+    /// Columns that are filled with what is known of the record's history.
+    pub metadata: Metadata,
     /// Whether [`Syncable::should_sync`] is to be asked; asking builds a model of every sealed row.
     pub asks_should_sync: bool,
 }
@@ -147,6 +152,7 @@ impl Default for SyncOptions {
             local: &[],
             reducers: &[],
             defaults: Vec::new(),
+            metadata: Metadata::default(),
             asks_should_sync: false,
         }
     }
@@ -284,6 +290,7 @@ impl ModelDescriptor {
             .local
             .iter()
             .chain(options.id.iter())
+            .chain(options.metadata.columns())
             .chain(options.reducers.iter().map(|(name, _)| name))
             .chain(options.defaults.iter().map(|(name, _)| name));
         if let Some(unknown) = named.into_iter().find(|name| !names.contains(name)) {
@@ -304,6 +311,15 @@ impl ModelDescriptor {
                         "its default of the column `{name}` is stored as {stored:?}, which is no {kind:?}"
                     ),
                     "Write a default of the field's own type",
+                ));
+            }
+        }
+        for column in &columns {
+            let (name, kind) = (column.as_str(), M::get_value_type(*column));
+            if let Some(must_be) = options.metadata.misfit(name, &kind, column.def().is_null()) {
+                return Err(error(
+                    format!("its options have the column `{name}` filled, whose type is {kind:?}"),
+                    &format!("Make it {must_be}"),
                 ));
             }
         }

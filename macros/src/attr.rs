@@ -26,7 +26,7 @@ const MODEL_KEYS: &[&str] = &[
     "capture",
     "crate",
 ];
-const FIELD_KEYS: &[&str] = &["local", "default", "merge"];
+const FIELD_KEYS: &[&str] = &["local", "default", "merge", "created_at", "updated_at", "soft_delete"];
 
 const POLICIES: &[(&str, &str)] = &[
     ("lww", "LastWriteWins"),
@@ -66,6 +66,9 @@ pub(crate) struct FieldAttrs {
     pub(crate) local: Option<Span>,
     pub(crate) default: Option<Named<Expr>>,
     pub(crate) merge: Option<Choice>,
+    pub(crate) created_at: Option<Span>,
+    pub(crate) updated_at: Option<Span>,
+    pub(crate) soft_delete: Option<Span>,
 }
 
 /// A word out of a known list, as the variant that it stands for.
@@ -173,6 +176,22 @@ impl FieldAttrs {
                 let hint = "; policies of the whole record, such as \"lww\", go on the struct";
                 once(&mut self.merge, &item, item.choice("reducer", REDUCERS, hint)?)
             }
+            "created_at" => {
+                item.flag()?;
+                once(&mut self.created_at, &item, item.span)
+            }
+            "updated_at" => {
+                item.flag()?;
+                once(&mut self.updated_at, &item, item.span)
+            }
+            "soft_delete" => {
+                item.flag()?;
+                once(&mut self.soft_delete, &item, item.span)
+            }
+            "deleted_at" | "deleted" => Err(syn::Error::new(
+                item.span,
+                format!("#[sync(…)] knows no `{}`: write #[sync(soft_delete)]", item.name),
+            )),
             known if MODEL_KEYS.contains(&known) => Err(syn::Error::new(
                 item.span,
                 format!(
@@ -181,6 +200,15 @@ impl FieldAttrs {
             )),
             _ => Err(item.unknown(FIELD_KEYS)),
         }
+    }
+}
+
+impl FieldAttrs {
+    /// What the field is to hold of the record's history: each attribute that says so, with its span.
+    pub(crate) fn metadata(&self) -> impl Iterator<Item = (&'static str, Span)> {
+        [("created_at", self.created_at), ("updated_at", self.updated_at), ("soft_delete", self.soft_delete)]
+            .into_iter()
+            .filter_map(|(name, span)| Some((name, span?)))
     }
 }
 

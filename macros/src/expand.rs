@@ -1,7 +1,7 @@
 //! The impls.
 
 use proc_macro2::TokenStream;
-use quote::{quote, quote_spanned};
+use quote::{format_ident, quote, quote_spanned};
 use syn::{LitStr, spanned::Spanned};
 
 use crate::ast::{Field, Model};
@@ -10,29 +10,61 @@ pub(crate) fn model(model: &Model<'_>) -> TokenStream {
     let krate = model.attrs.krate.as_ref().map_or_else(|| quote!(::tidelog), |path| quote!(#path));
     let syncable = syncable(model, &krate);
     let behavior = model.attrs.behavior_own.is_none().then(|| behavior(model, &krate));
-    quote!(#syncable #behavior)
+    let metadata = metadata(model, &krate);
+    quote!(#syncable #behavior #metadata)
+}
+
+/// Has the compiler check the types of the fields that are filled, and implements `SoftDelete`.
+fn metadata(model: &Model<'_>, krate: &TokenStream) -> TokenStream {
+    let checks = model.fields.iter().flat_map(|field| {
+        field.attrs.metadata().map(move |(what, _)| {
+            let kind = if what == "soft_delete" { quote!(DeletedMark) } else { quote!(Timestamp) };
+            let ty = field.ty;
+            quote_spanned! {ty.span()=>
+                const _: () = {
+                    const fn holds<T: #krate::metadata::#kind>() {}
+                    holds::<#ty>()
+                };
+            }
+        })
+    });
+    let soft_delete =
+        model.fields.iter().find(|f| f.attrs.soft_delete.is_some()).map(|f| soft_delete(f.column, krate));
+    quote!(#(#checks)* #soft_delete)
+}
+
+pub(crate) fn soft_delete(column: usize, krate: &TokenStream) -> TokenStream {
+    quote! {
+        #[automatically_derived]
+        impl #krate::metadata::SoftDelete for Model {
+            const SOFT_DELETE: usize = #column;
+        }
+    }
 }
 
 fn syncable(model: &Model<'_>, krate: &TokenStream) -> TokenStream {
     let id = model.attrs.model.as_ref().or(model.sea_orm.table_name.as_ref());
     let options = options(model, krate);
     let should_sync = model.attrs.should_sync.as_ref().map(|path| {
-        let ask = quote_spanned!(path.span()=> let ask: fn(&Self) -> bool = #path;);
+        // Named here: the path may come out of a macro of the application's, whose names are its own.
+        let ask = format_ident!("ask");
+        let set = quote_spanned!(path.span()=> let #ask: fn(&Self) -> bool = #path;);
         quote! {
             fn should_sync(&self) -> bool {
-                #ask
-                ask(self)
+                #set
+                #ask(self)
             }
         }
     });
     let merge = model.attrs.custom.as_ref().map(|custom| {
         let path = &custom.value;
         let option = quote!(::core::option::Option<Self>);
-        let decide = quote_spanned!(path.span()=> let decide: fn(#option, Self, Self) -> Self = #path;);
+        let decide = format_ident!("decide");
+        let set = quote_spanned!(path.span()=> let #decide: fn(#option, Self, Self) -> Self = #path;);
         quote! {
             fn merge(base: #option, local: Self, remote: Self) -> Self {
-                #decide
-                decide(base, local, remote)
+                #set
+                #decide(base, local, remote)
             }
         }
     });
@@ -110,8 +142,14 @@ fn options(model: &Model<'_>, krate: &TokenStream) -> TokenStream {
         let value = quote_spanned!(expr.span()=> ::core::convert::Into::into(#expr));
         Some(quote!(options.defaults.push((#column, #value));))
     });
+    let metadata = model.fields.iter().flat_map(|field| {
+        field.attrs.metadata().map(move |(what, _)| {
+            let (place, column) = (format_ident!("{what}"), column(field));
+            quote!(options.metadata.#place = ::core::option::Option::Some(#column);)
+        })
+    });
     let settings = [version, after, policy, deletes, priority, recorder, id, asks, local, reducers];
-    let settings: Vec<_> = settings.into_iter().flatten().chain(defaults).collect();
+    let settings: Vec<_> = settings.into_iter().flatten().chain(defaults).chain(metadata).collect();
     if settings.is_empty() {
         return TokenStream::new();
     }

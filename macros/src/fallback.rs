@@ -4,7 +4,10 @@ use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{Data, DeriveInput, Fields};
 
-use crate::attr::{Errors, ModelAttrs};
+use crate::{
+    attr::{Errors, FieldAttrs, ModelAttrs},
+    expand,
+};
 
 pub(crate) fn model(input: &DeriveInput, error: syn::Error) -> TokenStream {
     let error = error.into_compile_error();
@@ -21,6 +24,14 @@ pub(crate) fn model(input: &DeriveInput, error: syn::Error) -> TokenStream {
             impl #krate::__private::sea_orm::ActiveModelBehavior for ActiveModel {}
         }
     });
+    let soft_delete = match &input.data {
+        Data::Struct(data) => data
+            .fields
+            .iter()
+            .any(|field| FieldAttrs::parse(&field.attrs, &mut Errors::default()).soft_delete.is_some()),
+        _ => false,
+    };
+    let soft_delete = soft_delete.then(|| expand::soft_delete(0, &krate));
     quote! {
         #error
         #[automatically_derived]
@@ -28,5 +39,6 @@ pub(crate) fn model(input: &DeriveInput, error: syn::Error) -> TokenStream {
             const SYNC_ID: &'static str = "";
         }
         #behavior
+        #soft_delete
     }
 }

@@ -113,7 +113,7 @@ fn an_unknown_attribute_is_told_the_known_ones() {
     one_mistake(&with(&quote!(modle = "x")), &["`modle`", "`model`", "`priority`", "`crate`"]);
     one_mistake(
         &with_field(&quote!(#[sync(skip)] pub a: String)),
-        &["`skip`", "`local`", "`default`", "`merge`"],
+        &["`skip`", "`local`", "`default`", "`merge`", "`created_at`", "`updated_at`", "`soft_delete`"],
     );
 }
 
@@ -264,6 +264,75 @@ fn one_thing_says_who_wins() {
         &with_field(&quote!(#[sync(local, merge = "max")] pub a: i32)),
         &["`a`", "local", "remove `merge`"],
     );
+}
+
+fn kept(what: &str, more: &proc_macro2::TokenStream, field: &proc_macro2::TokenStream) -> DeriveInput {
+    let what = proc_macro2::Ident::new(what, proc_macro2::Span::call_site());
+    with_field(&quote!(#[sync(#what #more)] #field))
+}
+
+#[test]
+fn what_is_known_of_a_record_has_a_field_each_that_others_get() {
+    let time = quote!(pub at: DateTimeUtc);
+    for what in ["created_at", "updated_at", "soft_delete"] {
+        assert_eq!(mistakes(&kept(what, &quote!(), &time)), [""; 0]);
+        assert_eq!(mistakes(&kept(what, &quote!(, merge = "max"), &time)), [""; 0]);
+        one_mistake(&kept(what, &quote!(= "yes"), &time), &["takes no value", what]);
+        let key = with_key(&quote!(), &quote!());
+        let key: DeriveInput = {
+            let what = proc_macro2::Ident::new(what, proc_macro2::Span::call_site());
+            let mut key = key;
+            if let syn::Data::Struct(data) = &mut key.data
+                && let Some(first) = data.fields.iter_mut().next()
+            {
+                first.attrs.push(parse_quote!(#[sea_orm(primary_key, auto_increment = false)]));
+                first.attrs.push(parse_quote!(#[sync(#what)]));
+            }
+            key
+        };
+        one_mistake(&key, &["`uuid` names the record", "field of its own", what]);
+        one_mistake(&kept(what, &quote!(, merge = "sum"), &time), &[what, "cannot be added up", "\"max\""]);
+        let ident = proc_macro2::Ident::new(what, proc_macro2::Span::call_site());
+        let twice = quote!(#[sync(#ident)] pub a: DateTimeUtc, #[sync(#ident)] pub b: DateTimeUtc);
+        one_mistake(&with_field(&twice), &["`a` is", what, "already", "keep one"]);
+        one_mistake(&with(&quote!(#ident)), &[what, "on the field"]);
+    }
+    one_mistake(
+        &kept("created_at", &quote!(, local), &time),
+        &["`at` is local", "rows of other devices", "remove `local` or `created_at`"],
+    );
+    one_mistake(
+        &kept("soft_delete", &quote!(, local), &time),
+        &["`at` is local", "never leave this device", "remove `local` or `soft_delete`"],
+    );
+    assert_eq!(mistakes(&kept("updated_at", &quote!(, local), &time)), [""; 0], "when it was changed here");
+    one_mistake(
+        &kept("created_at", &quote!(, updated_at), &time),
+        &["both `created_at` and `updated_at`", "field of its own"],
+    );
+    one_mistake(&kept("deleted_at", &quote!(), &time), &["`deleted_at`", "#[sync(soft_delete)]"]);
+}
+
+#[test]
+fn fields_that_are_filled_are_named_and_their_types_left_to_the_compiler() {
+    let deleted = expanded(&kept("soft_delete", &quote!(), &quote!(pub at: Option<DateTimeUtc>)));
+    assert!(deleted.contains("impl :: tidelog :: metadata :: SoftDelete for Model"), "{deleted}");
+    assert!(deleted.contains("const SOFT_DELETE : usize = 1usize"), "{deleted}");
+    assert!(deleted.contains("DeletedMark"), "{deleted}");
+    let created = expanded(&kept("created_at", &quote!(), &quote!(pub at: DateTimeUtc)));
+    assert!(!created.contains("SoftDelete"), "{created}");
+    assert!(created.contains("options . metadata . created_at"), "{created}");
+    assert!(created.contains("holds :: < DateTimeUtc >"), "{created}");
+
+    let own = with_key(
+        &quote!(#[sync(behavior = "own")]),
+        &quote!(
+            #[sync(soft_delete, merge = "avg")] pub gone: bool,
+            #[sea_orm(primary_key, auto_increment = false)]
+        ),
+    );
+    let stand_in = crate::derive(&own).to_string();
+    assert!(stand_in.contains("SoftDelete for Model"), "a mistake is not one error per query: {stand_in}");
 }
 
 #[test]

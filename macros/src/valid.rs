@@ -15,6 +15,7 @@ pub(crate) fn model(model: &Model<'_>) -> syn::Result<()> {
     policies(model, &mut errors);
     behavior(model, &mut errors);
     fields(model, &mut errors);
+    metadata(model, &mut errors);
     errors.finish()
 }
 
@@ -154,6 +155,47 @@ fn fields(model: &Model<'_>, errors: &mut Errors) {
                     format!("`{name}` is local, so there is nothing to merge: remove `merge` or `local`"),
                 );
             }
+        }
+    }
+}
+
+fn metadata(model: &Model<'_>, errors: &mut Errors) {
+    for (i, field) in model.fields.iter().enumerate() {
+        let name = field.ident.unraw();
+        let attrs = &field.attrs;
+        let given: Vec<_> = attrs.metadata().collect();
+        if let [(first, _), (second, span), ..] = given.as_slice() {
+            errors.at(
+                *span,
+                format!("`{name}` cannot be both `{first}` and `{second}`: give each a field of its own"),
+            );
+            continue;
+        }
+        let Some(&(what, span)) = given.first() else { continue };
+        let earlier =
+            model.fields.iter().take(i).find(|f| f.attrs.metadata().any(|(other, _)| other == what));
+        if let Some(earlier) = earlier {
+            errors.at(span, format!("`{}` is `{what}` already: keep one of the two", earlier.ident.unraw()));
+        } else if field.sea_orm.primary_key || is_sync_key(model, field) {
+            errors.at(
+                span,
+                format!(
+                    "`{name}` names the record and never changes: write #[sync({what})] on a field of its own"
+                ),
+            );
+        } else if attrs.local.is_some() && what != "updated_at" {
+            let why = match what {
+                "soft_delete" => "the deletion would never leave this device",
+                _ => "rows of other devices would have none",
+            };
+            errors.at(span, format!("`{name}` is local, so {why}: remove `local` or `{what}`"));
+        } else if let Some(merge) =
+            attrs.merge.as_ref().filter(|m| m.variant == "Sum" || m.variant == "Union")
+        {
+            errors.at(
+                merge.span,
+                format!("`{name}` is `{what}`, which cannot be added up: write `merge = \"max\"` or \"min\", or remove `merge`"),
+            );
         }
     }
 }

@@ -1,0 +1,28 @@
+//! A deletion that would stay on its device.
+
+mod location {
+    use sea_orm::entity::prelude::*;
+    use tidelog::Syncable;
+
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel, Syncable)]
+    #[sea_orm(table_name = "location")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: Uuid,
+        #[sync(soft_delete, local)]
+        pub deleted_at: Option<DateTimeUtc>,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+}
+
+/// What the rest of an application needs of the model: no error may follow from its absence.
+fn main() {
+    use sea_orm::ActiveModelBehavior;
+    use tidelog::FindLive;
+    fn is_synced<M: tidelog::Syncable>() {}
+    is_synced::<location::Model>();
+    let _ = location::ActiveModel::new();
+    let _ = location::Entity::find_live();
+}
