@@ -13,6 +13,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use sea_orm::sea_query::ArrayType;
 
 use crate::{
+    adopt,
     entry::Shape,
     error::Error,
     model::{ModelDescriptor, Recorder},
@@ -54,7 +55,12 @@ pub(crate) fn install(conn: &Connection, models: &[(ModelDescriptor, Recorder)])
     let mut wanted: HashMap<String, String> = HashMap::new();
     for (model, recorder) in models {
         let suspect = is_suspect(conn, model, &present)?;
+        let open = "SELECT 1 FROM sync_shape WHERE model = ?1 AND current = 1";
+        let was_open = conn.prepare_cached(open)?.exists([model.id])?;
         let shape = current_shape(conn, model, *recorder)?;
+        if !was_open {
+            adopt::note_new_model(conn, model.id, &model.table)?;
+        }
         if suspect {
             conn.execute("UPDATE sync_shape SET suspect = 1 WHERE id = ?1", [shape])?;
         }

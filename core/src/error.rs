@@ -100,12 +100,30 @@ pub enum Error {
     /// A device that wants to join holds rows that the library does not know.
     #[error(
         "table `{table}` holds {rows} rows that library {library} does not know, so this device cannot join with it; \
-         nothing was changed. Join with an empty table, or create the library on the device that has the rows"
+         nothing was changed. Join with an empty table; the rows that all are to get belong on the device that creates \
+         the library, where `adopt()` takes them in. What only this device has goes to all once it is saved anew after joining"
     )]
     NotEmpty {
         /// Table.
         table: String,
         /// How many rows it holds.
+        rows: u64,
+        /// Library.
+        library: LibraryId,
+    },
+
+    /// A library is to start, and a table holds rows from before it was synced.
+    #[error(
+        "table `{table}` of model `{model}` holds {rows} rows from before it was synced, which no other device would get, \
+         so library {library} was not started; nothing was changed. Call `adopt()` on the library before `start`; \
+         rows that are to stay on this device are kept there by `#[sync(should_sync = \"…\")]`"
+    )]
+    NotAdopted {
+        /// Sync id.
+        model: String,
+        /// Table.
+        table: String,
+        /// How many rows, as counted when the library was first opened with the model.
         rows: u64,
         /// Library.
         library: LibraryId,

@@ -68,7 +68,7 @@
 //! | times of creation and change, deletions that can be undone | [`metadata`] |
 //! | hooks of one's own beside tidelog's | [`Hooks`], [`behavior`] |
 //! | migrations of the application | [`migrate`](fn@migrate) |
-//! | a database that was there before: integer keys to UUIDs | [`migration`] |
+//! | a database that was there before: integer keys to UUIDs, its rows | [`migration`], [`Library::adopt`] |
 //! | opening, joining, waiting, shutting down | [`Library`], [`LibraryBuilder`] |
 //! | what a user interface shows | [`Status`], [`AppliedChange`] |
 //! | two devices in an application's own tests | `testing`, with the feature of that name |
@@ -90,6 +90,7 @@
 //! This crate knows no network but the one in memory; QUIC is the crate `tidelog-transport`.
 
 mod accept;
+mod adopt;
 mod announce;
 mod apply;
 pub mod behavior;
@@ -137,6 +138,7 @@ pub mod why;
 mod wire;
 pub mod world;
 
+pub use adopt::{Adopt, AdoptProgress, Adopted};
 pub use behavior::Hooks;
 pub use conflict::{Choice, Conflict, ConflictId, Resolver};
 pub use connection::{

@@ -16,6 +16,7 @@ use tidelog_migration::SyncMigrator;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::{
+    adopt::{self, Adopt},
     conflict::Resolver,
     connection::Connection,
     engine::Engine,
@@ -71,6 +72,7 @@ impl LibraryBuilder {
     }
 
     /// Founds the library on this device, or goes on with it where that has happened before. This device leads it.
+    /// Rows that its tables hold already are taken in by [`Library::adopt`].
     #[must_use]
     pub fn create(mut self, library: LibraryId) -> Self {
         self.entrance = Entrance::Create(library);
@@ -157,12 +159,16 @@ impl LibraryBuilder {
                 let id = store.transaction(|tx| term::enter(tx, entrance))?;
                 let position = store::top(store.connection())?;
                 let replica = store::replica(store.connection())?;
-                Ok::<_, Error>((store, id, position, replica))
+                let unadopted = adopt::unadopted(store.connection())?;
+                Ok::<_, Error>((store, id, position, replica, unadopted))
             }
         };
-        let (store, id, position, replica) = tokio::task::spawn_blocking(opened)
+        let (store, id, position, replica, unadopted) = tokio::task::spawn_blocking(opened)
             .await
             .map_err(|e| Error::Stopped { reason: e.to_string() })??;
+        if unadopted > 0 {
+            tracing::warn!(library = %id, unadopted, "tables hold rows from before they were synced: call `adopt()` before `start`");
+        }
         let engine = Engine::start(store, Arc::clone(&gate), Arc::clone(&lock))?;
         let waker = engine.waker();
         let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || waker.wake());
@@ -186,6 +192,7 @@ impl LibraryBuilder {
             dead_letters: 0,
             blocked: 0,
             rolled_back: None,
+            unadopted,
             followers: Vec::new(),
             last_success: None,
             next_retry: None,
@@ -276,20 +283,68 @@ impl Library {
         self.inner.id
     }
 
+    /// Captures the rows that were in their tables before these became syncable, so that all devices get them: on the
+    /// device that creates a library over an existing database, and wherever a later release syncs a further table.
+    /// Call it between [`open`](LibraryBuilder::open) and [`start`](Library::start), at every start of the application:
+    /// where nothing is to be adopted it returns at once, and says so ([`Adopted::rows`](crate::Adopted) is 0).
+    ///
+    /// ```no_run
+    /// # async fn adopt(library: tidelog::Library) -> Result<(), tidelog::Error> {
+    /// let adopted = library.adopt().progress(|p| println!("{}: {} of {}", p.model, p.done, p.total)).await?;
+    /// println!("{} rows of {} models", adopted.rows, adopted.models);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// It goes in batches that hold the database's one writer for some 20 ms each, so that the application writes
+    /// meanwhile; a call that is dropped, or whose process is killed, is taken up by the next where it was. Rows travel from
+    /// the start on, as if they had just been inserted: what [`should_sync`](crate::Syncable::should_sync) withholds
+    /// stays here, what cannot be sent is quarantined.
+    ///
+    /// On a follower the rows are pushed. A record that the log has already, with the same values, costs nothing; with
+    /// others the model's policy decides, as between two devices that wrote it unseen by each other. No clock says when an
+    /// adopted row was written: it ranks behind all that was captured, and behind what was adopted before. Rows that only the log has come into the table at the start.
+    ///
+    /// # Errors
+    /// [`Error::Table`] where rows have no key; [`Error::Stopped`]; the database's. What was adopted before stays.
+    pub fn adopt(&self) -> Adopt {
+        Adopt::new(self.clone())
+    }
+
     /// Starts syncing over `transport`, as its device. A device that leads opens its term and takes followers, any
     /// other looks for the leader. Must be called within a tokio runtime, which carries the work from then on.
     ///
     /// # Errors
-    /// [`Error::Started`]; or why the transport or the database refused. The library stays open and stopped then.
+    /// [`Error::Started`]; [`Error::NotAdopted`] while rows wait for [`Library::adopt`]; or why the transport or the database refused. The library stays open and stopped then.
     pub async fn start(&self, transport: SharedTransport) -> Result<(), Error> {
         let starting = Starting::begin(&self.inner.starting);
         // Looked at second: who began before us may have ended meanwhile, with a node.
         let Some(_starting) = starting.filter(|_| lock_node(&self.inner.node).is_none()) else {
             return Err(Error::Started(self.inner.id));
         };
+        self.inner.engine.step(|driver| driver.transaction(adopt::refuse_unadopted)).await?;
+        self.inner.status.send_modify(|status| status.unadopted = 0);
+        self.seal_backlog(transport.device()).await?;
         let node = node::start(Arc::clone(&self.inner), transport).await?;
         *lock_node(&self.inner.node) = Some(node);
         Ok(())
+    }
+
+    /// Seals what a follower has captured since it was last started, as after an adoption, seal by seal: otherwise it
+    /// would all be sealed within the first transaction that applies something. A leader cannot before it has its term.
+    async fn seal_backlog(&self, device: DeviceId) -> Result<(), Error> {
+        let follows = move |replica: &Replica| replica.device == Some(device) && replica.lead.is_none();
+        loop {
+            let sealed = self.inner.engine.step(move |driver| {
+                driver.transaction(|tx| match follows(&tx.replica()?) {
+                    true => Ok(seal::seal(tx)?.more),
+                    false => Ok(false),
+                })
+            });
+            if !sealed.await? {
+                return Ok(());
+            }
+        }
     }
 
     /// The library's status, now and whenever it changes.

@@ -8,11 +8,12 @@
 //! A group too large to fold at once is folded window by window ([`FOLD_ROWS`], [`FOLD_BYTES`]): memory is bounded,
 //! the group stays one.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use crate::{
+    adopt::{self, KIND_ADOPT},
     announce,
     capture::json_names,
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group},
@@ -23,7 +24,7 @@ use crate::{
     park::{self, Identity},
     sequence,
     sql::{Bound, read_value},
-    store::{Captured, Minted, Replica, Tx},
+    store::{Captured, Minted, Model, Replica, Tx},
     value::{Value, row_to_json},
     wire::Message,
     world::tick,
@@ -186,6 +187,8 @@ struct Folded {
     now: Option<Vec<Value>>,
     /// All fields count as changed.
     whole: bool,
+    /// Nothing is known of it but that it was there when it was adopted.
+    adopted: bool,
     at: i64,
     mark: Option<String>,
     actor: Option<String>,
@@ -214,6 +217,7 @@ impl Fold {
                 (Some(true), Some(now.clone()), Some(now), true)
             }
             5 => (None, None, Some(new(row)?), false),
+            KIND_ADOPT => (Some(false), None, Some(new(row)?), true),
             6 => {
                 let before = old(row)?;
                 // The hook spoke before the deletion: it may be yet to come, or have failed.
@@ -241,13 +245,18 @@ impl Fold {
             // Deleted and there again: another row under the same key, so every field is new.
             folded.whole |= whole || (folded.now.is_none() && now.is_some());
             folded.now = now;
+            folded.adopted &= kind == KIND_ADOPT;
             folded.at = at;
             folded.actor = actor.or(folded.actor.take());
             return Ok(());
         }
+        if kind == KIND_ADOPT && is_known(tx, captured, &key.1)? {
+            return Ok(());
+        }
         let record = key.1.clone();
         self.index.insert(key, self.records.len());
-        self.records.push(Folded { shape, record, existed, before, now, whole, at, mark, actor });
+        let adopted = kind == KIND_ADOPT;
+        self.records.push(Folded { shape, record, existed, before, now, whole, adopted, at, mark, actor });
         Ok(())
     }
 }
@@ -264,6 +273,45 @@ fn still_there(tx: &Tx<'_>, captured: &Captured, row: &[Value]) -> Result<bool, 
     let Some(model) = captured.model.map(|i| &tx.models[i]) else { return Ok(false) };
     let key = captured.shape.key.iter().map(|&i| Bound(&row[i]));
     Ok(tx.conn.prepare_cached(&model.sql.select)?.exists(params_from_iter(key))?)
+}
+
+/// Whether the log or pending says something of the record already, which is then no older than an adopted row.
+fn is_known(tx: &Tx<'_>, captured: &Captured, record: &str) -> Result<bool, Error> {
+    let model = tx.numbers.of(tx.conn, &captured.shape)?.model;
+    let says = |sql: &str| -> Result<bool, Error> {
+        Ok(tx.conn.prepare_cached(sql)?.exists(params![model, RecordId(record)])?)
+    };
+    Ok(says("SELECT 1 FROM sync_entry WHERE model = ?1 AND record = ?2 LIMIT 1")?
+        || says("SELECT 1 FROM sync_pending WHERE model = ?1 AND record = ?2 LIMIT 1")?)
+}
+
+/// Changes whose author has seen nothing of the log, though this device has it: they go to pending, as a group of
+/// their own.
+pub(crate) struct Unseen<'c> {
+    sink: Sink<'c>,
+    replica: Replica,
+}
+
+impl<'c> Unseen<'c> {
+    pub(crate) fn begin(tx: &mut Tx<'c>) -> Result<Self, Error> {
+        let replica = tx.replica()?;
+        let sink = Sink::new(tx, &replica)?;
+        Ok(Self { sink: Sink { to: Target::Pending, base: Position::EMPTY, ..sink }, replica })
+    }
+
+    /// Takes a change of a registered model, unless it stays on this device; whether it did.
+    pub(crate) fn put(&mut self, tx: &Tx<'_>, model: &Model, change: Change) -> Result<bool, Error> {
+        let index = tx.models.iter().position(|m| m.descriptor.id == model.descriptor.id);
+        let captured = Captured { shape: Arc::clone(&change.shape), model: index };
+        match self.sink.kept_or(tx, &captured, change)? {
+            Some(change) => self.sink.put(tx, change).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    pub(crate) fn finish(self, tx: &mut Tx<'_>) -> Result<(), Error> {
+        self.sink.finish(tx, &self.replica).map(|_| ())
+    }
 }
 
 /// Where the changes of one seal go.
@@ -333,7 +381,19 @@ impl<'c> Sink<'c> {
 
     /// Makes a change of what was folded; `None` where there is nothing to tell.
     fn decide(&mut self, tx: &Tx<'_>, captured: &Captured, folded: Folded) -> Result<Option<Change>, Error> {
-        let Some(mut change) = change_of(tx, captured, folded)? else { return Ok(None) };
+        match change_of(tx, captured, folded)? {
+            Some(change) => self.kept_or(tx, captured, change),
+            None => Ok(None),
+        }
+    }
+
+    /// The change, unless it stays on this device.
+    fn kept_or(
+        &mut self,
+        tx: &Tx<'_>,
+        captured: &Captured,
+        mut change: Change,
+    ) -> Result<Option<Change>, Error> {
         if let Err(reason) = self.admit(tx, captured, &mut change) {
             return match reason {
                 Kept::Withheld => {
@@ -429,8 +489,8 @@ impl<'c> Sink<'c> {
         tx.conn
             .prepare_cached(
                 "INSERT INTO sync_pending (origin, n, tag, base_term, base_seq, seen, group_last, stamp, at, kind,
-                    model, record, existed, layout, fields, data, before, mark, actor, priority, id, decides)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?7, ?20)",
+                    model, record, existed, layout, fields, data, before, mark, actor, priority, id, decides, rank)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?7, ?20, ?21)",
             )?
             .execute(params![
                 self.minted.row,
@@ -452,7 +512,8 @@ impl<'c> Sink<'c> {
                 change.mark,
                 change.actor,
                 priority,
-                change.decides.map(Decision::to_text)
+                change.decides.map(Decision::to_text),
+                change.rank
             ])?;
         Ok(())
     }
@@ -503,7 +564,7 @@ impl<'c> Sink<'c> {
 
 /// What the folded rows of a record come to; `None` where that is nothing.
 fn change_of(tx: &Tx<'_>, captured: &Captured, folded: Folded) -> Result<Option<Change>, Error> {
-    let Folded { record, existed, mut before, now, whole, at, mark, actor, .. } = folded;
+    let Folded { record, existed, mut before, now, whole, adopted, at, mark, actor, .. } = folded;
     let shape = &captured.shape;
     let existed = match existed {
         Some(existed) => existed,
@@ -546,7 +607,7 @@ fn change_of(tx: &Tx<'_>, captured: &Captured, folded: Folded) -> Result<Option<
         row,
         before,
         stamp: 0,
-        rank: None,
+        rank: adopted.then(|| adopt::rank(at)),
         at,
         mark,
         actor,

@@ -38,6 +38,9 @@ pub struct Status {
     /// The last entry with a change that this device made and its database did not know: it was restored from an older state,
     /// or is a copy of one that goes on elsewhere. Nothing is lost by that; but two copies are better two devices.
     pub rolled_back: Option<Seq>,
+    /// Rows from before their model was synced that no other device gets yet, as counted when the library was opened:
+    /// call [`Library::adopt`](crate::Library::adopt).
+    pub unadopted: u64,
     /// Devices that follow this one now.
     pub followers: Vec<Follower>,
     /// When an entry was last applied or confirmed, ms since 1970.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use rusqlite::{OptionalExtension, params};
 
 use crate::{
-    announce,
+    adopt, announce,
     entry::{Body, Entry, Group},
     error::Error,
     id::{DeviceId, Incarnation, LibraryId, OriginSeq, Position, Seq, Term},
@@ -104,14 +104,14 @@ pub(crate) fn start(
         // Leadership belongs to the key that was granted it (rule T).
         tx.conn
             .execute("UPDATE sync_replica SET lead = NULL, granted = NULL, founder = 0 WHERE id = 1", [])?;
-        announce::announce_suspects(tx)?;
+        settle_tables(tx)?;
         return Ok(Started::Copied { before });
     }
     let counter = match replica.lead {
         Some(lead) if lead == replica.max_seen && lead.leader == device => lead.incarnation.counter + 1,
         None if replica.founder && replica.max_seen == Term::ZERO => 1,
         _ => {
-            announce::announce_suspects(tx)?;
+            settle_tables(tx)?;
             return Ok(Started::Following);
         }
     };
@@ -119,8 +119,14 @@ pub(crate) fn start(
     let term = Term { number: replica.max_seen.number.max(1), leader: device, incarnation };
     open_term(tx, term)?;
     admit(tx, &[device], precedence)?;
-    announce::announce_suspects(tx)?;
+    settle_tables(tx)?;
     Ok(Started::Leading(term))
+}
+
+/// What happened to the tables while nobody looked is settled before anything else is sealed, applied or accepted.
+fn settle_tables(tx: &mut Tx<'_>) -> Result<(), Error> {
+    announce::announce_suspects(tx)?;
+    adopt::meet_log(tx)
 }
 
 /// Opens a term: from here on this device appends, and nobody else in this term.

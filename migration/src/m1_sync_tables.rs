@@ -56,6 +56,7 @@ const NAMES: &[&str] = &[
     "sync_incoming",
     "sync_pushed",
     "sync_quarantine",
+    "sync_adoption",
 ];
 
 const TABLES: &[&str] = &[
@@ -83,7 +84,7 @@ const TABLES: &[&str] = &[
         suspect INTEGER NOT NULL DEFAULT 0
     )",
     // kind: 0 cut (all rows before it are whole transactions), 1 insert, 2 update, 3 delete, 4 force,
-    // 5 saved by a hook, 6 deleted by a hook. vN: new value of field N, oN: old value; stored as they are, with no
+    // 5 saved by a hook, 6 deleted by a hook, 7 adopted. vN: new value of field N, oN: old value; stored as they are, with no
     // affinity. Models with more fields than there are value columns have more added when they are opened.
     "CREATE TABLE sync_outbox (
         id INTEGER PRIMARY KEY,
@@ -265,6 +266,16 @@ const TABLES: &[&str] = &[
         at INTEGER NOT NULL,
         reason TEXT NOT NULL,
         data TEXT
+    )",
+    // Models that were opened here with something to settle first: total rows that no recorder saw, of which those up to the
+    // key after (a JSON array) are captured; logged: the log held records of the model before. Empty once all is settled.
+    "CREATE TABLE sync_adoption (
+        model TEXT PRIMARY KEY,
+        after TEXT,
+        total INTEGER NOT NULL,
+        done INTEGER NOT NULL DEFAULT 0,
+        adopted INTEGER NOT NULL,
+        logged INTEGER NOT NULL
     )",
     "CREATE VIEW sync_log AS SELECT
         (SELECT library FROM sync_replica) AS library,

@@ -1,0 +1,198 @@
+//! Table and log are brought together where other devices synced a model before it was opened here.
+
+use std::sync::Arc;
+
+use rusqlite::{OptionalExtension, Row, params, params_from_iter};
+
+use crate::{
+    accept::{self, Accepted},
+    apply::Writer,
+    entry::{Change, EntryKind, Shape},
+    error::Error,
+    id::Term,
+    layout::{Layouts, RecordId, read_record},
+    overlay, pending, seal,
+    sql::{Bound, read_value},
+    store::{Model, Replica, Tx},
+    value::Value,
+};
+
+/// Brings table and log together for models of which the log held records before they were opened here. Part of the
+/// start, before anything else is applied or accepted.
+pub(crate) fn meet_log(tx: &mut Tx<'_>) -> Result<(), Error> {
+    const MET: &str =
+        "SELECT a.model FROM sync_adoption a JOIN sync_shape s ON s.model = a.model AND s.current = 1
+        WHERE a.logged = 1 AND a.adopted = 1";
+    let ids: Vec<String> =
+        tx.conn.prepare(MET)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    if ids.is_empty() {
+        return Ok(());
+    }
+    // What was captured is the log's business, or pending's, first.
+    seal::seal_all(tx)?;
+    let mut unseen = seal::Unseen::begin(tx)?;
+    for model in tx.models.iter().filter(|m| ids.iter().any(|id| id == m.descriptor.id)) {
+        meet_model(tx, model, &mut unseen)?;
+    }
+    unseen.finish(tx)?;
+    if tx.replica()?.is_leader() {
+        take_own(tx)?;
+    }
+    for id in &ids {
+        tx.conn.execute("DELETE FROM sync_adoption WHERE model = ?1", [id])?;
+    }
+    Ok(())
+}
+
+fn meet_model(tx: &Tx<'_>, model: &Model, unseen: &mut seal::Unseen<'_>) -> Result<(), Error> {
+    let number = tx.numbers.of(tx.conn, &model.shape)?.model;
+    let mut layouts = Layouts::new(tx.models);
+    let mut statement =
+        tx.conn.prepare("SELECT DISTINCT record FROM sync_entry WHERE model = ?1 AND record IS NOT NULL")?;
+    let mut records = statement.query([number])?;
+    let leads = tx.replica()?.is_leader();
+    let (mut met, mut written) = (0u64, 0u64);
+    while let Some(record) = records.next()? {
+        let record = read_record(record.get_ref(0)?)?;
+        let Some(said) = last_entry(tx, &mut layouts, number, &record)? else { continue };
+        let here = said.row_here(tx, model)?;
+        match here {
+            Some(row) if said.differs(model, &row) => {
+                let at = tx.world.now();
+                let rank = Some(super::rank(at));
+                let own = Change { row, kind: EntryKind::Upsert, at, rank, ..said.change(&model.shape) };
+                // A leader decides about its own change at once, over a table that is as the log says.
+                if unseen.put(tx, model, own)? && leads {
+                    write(tx, model, &said.change(&said.shape), leads)?;
+                }
+                met += 1;
+            }
+            None if said.kind == EntryKind::Upsert => {
+                write(tx, model, &said.change(&said.shape), leads)?;
+                written += 1;
+            }
+            _ => {}
+        }
+    }
+    tracing::info!(
+        model = model.descriptor.id,
+        written,
+        met,
+        "a model that other devices synced before is brought together with its table"
+    );
+    Ok(())
+}
+
+/// The last entry of a record that had an effect.
+struct LastEntry {
+    record: String,
+    kind: EntryKind,
+    shape: Arc<Shape>,
+    row: Vec<Value>,
+}
+
+fn last_entry(
+    tx: &Tx<'_>,
+    layouts: &mut Layouts<'_>,
+    number: i64,
+    record: &str,
+) -> Result<Option<LastEntry>, Error> {
+    let found: Option<(i64, i64, String)> = tx
+        .conn
+        .prepare_cached(
+            "SELECT kind, layout, data FROM sync_entry WHERE model = ?1 AND record = ?2 AND kind IN (1, 2)
+             ORDER BY seq DESC LIMIT 1",
+        )?
+        .query_row(params![number, RecordId(record)], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+        .optional()?;
+    let Some((kind, layout, data)) = found else { return Ok(None) };
+    let kind = if kind == EntryKind::Delete as i64 { EntryKind::Delete } else { EntryKind::Upsert };
+    let shape = Arc::clone(layouts.get(tx.conn, layout)?);
+    let row = shape.read_row(kind, &data)?;
+    Ok(Some(LastEntry { record: record.to_owned(), kind, shape, row }))
+}
+
+impl LastEntry {
+    /// The value of a field of the model; `None` where the entry's author did not have it.
+    fn value(&self, field: &str) -> Option<&Value> {
+        self.shape.fields.iter().position(|f| f == field).map(|i| &self.row[i])
+    }
+
+    /// The record's row as it stands in the table.
+    fn row_here(&self, tx: &Tx<'_>, model: &Model) -> Result<Option<Vec<Value>>, Error> {
+        let key = model
+            .shape
+            .key
+            .iter()
+            .map(|&i| Bound(self.value(&model.shape.fields[i]).unwrap_or(&Value::Null)));
+        let count = model.shape.fields.len();
+        let read = |row: &Row<'_>| (0..count).map(|i| Ok(read_value(row.get_ref(i)?))).collect();
+        Ok(tx.conn.prepare_cached(&model.sql.select)?.query_row(params_from_iter(key), read).optional()?)
+    }
+
+    fn differs(&self, model: &Model, here: &[Value]) -> bool {
+        let said = |(field, here): (&String, &Value)| self.value(field).is_some_and(|said| said != here);
+        self.kind == EntryKind::Delete || model.shape.fields.iter().zip(here).any(said)
+    }
+
+    /// A change of all fields of the record.
+    fn change(&self, shape: &Arc<Shape>) -> Change {
+        Change {
+            shape: Arc::clone(shape),
+            record: self.record.clone(),
+            kind: self.kind,
+            existed: false,
+            fields: None,
+            row: self.row.clone(),
+            before: None,
+            stamp: 0,
+            rank: None,
+            at: 0,
+            mark: None,
+            actor: None,
+            decides: None,
+            outcome: None,
+        }
+    }
+}
+
+/// Writes a record as the log has it; on a follower with what is pending of it laid over.
+fn write(tx: &Tx<'_>, model: &Model, image: &Change, leads: bool) -> Result<(), Error> {
+    let Some(mut writer) = Writer::new(tx, &image.shape)? else { return Ok(()) };
+    let overlaid = if leads { None } else { overlay::overlaid(tx, image)? };
+    let set_mode = |mode: u8| tx.conn.execute("UPDATE sync_ctl SET mode = ?1 WHERE id = 1", [mode]);
+    if tx.foreign_triggers {
+        set_mode(1)?;
+    }
+    let written = writer.replace(overlaid.as_ref().unwrap_or(image));
+    if tx.foreign_triggers {
+        set_mode(0)?;
+    }
+    written.map_err(|error| match error {
+        Error::Database { source, .. } => Error::Table {
+            model: model.descriptor.id.to_owned(),
+            table: model.descriptor.table.clone(),
+            reason: format!(
+                "record {} of the log does not fit beside the rows that are here ({source})",
+                image.record
+            ),
+            remedy: "Change or delete the row here that is in its way, and start again".to_owned(),
+        },
+        other => other,
+    })
+}
+
+/// A leader takes its own pending changes as it takes those of others: decided against the log.
+fn take_own(tx: &mut Tx<'_>) -> Result<(), Error> {
+    while let Some(push) = pending::read(tx.conn, tx.models, i64::MIN)? {
+        let Replica { top, max_seen: Term { leader: device, .. }, .. } = tx.replica()?;
+        match accept::accept(tx, device, top, &push.batch)? {
+            Accepted::To(_) => {}
+            other => {
+                return Err(Error::Damaged(format!("a leader does not take its own changes: {other:?}")));
+            }
+        }
+        tx.conn.execute("DELETE FROM sync_pending WHERE id <= ?1", [push.last_id])?;
+    }
+    Ok(())
+}
