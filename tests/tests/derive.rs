@@ -1010,3 +1010,46 @@ fn the_hooks_can_be_awaited_on_any_thread() {
     is_send(active.clone().insert(&db));
     is_send(active.delete(&db));
 }
+
+macro_rules! numbered {
+    ($name:ident, $table:tt, [$($sync:tt)*]) => {
+        #[allow(unreachable_pub, reason = "SeaORM has entities public")]
+        mod $name {
+            use sea_orm::entity::prelude::*;
+            use tidelog::Syncable;
+
+            #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
+            #[sea_orm(table_name = $table)]
+            #[sync($($sync)*)]
+            pub struct Model {
+                #[sea_orm(primary_key, auto_increment = false)]
+                pub id: String,
+                pub number: i64,
+            }
+
+            #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+            pub enum Relation {}
+        }
+    };
+}
+
+numbered!(from_a_macro, "from_a_macro", [custom = "super::larger", should_sync = "super::is_even"]);
+
+fn larger(
+    _: Option<from_a_macro::Model>,
+    local: from_a_macro::Model,
+    remote: from_a_macro::Model,
+) -> from_a_macro::Model {
+    if remote.number > local.number { remote } else { local }
+}
+
+fn is_even(model: &from_a_macro::Model) -> bool {
+    model.number % 2 == 0
+}
+
+#[test]
+fn a_model_that_a_macro_writes_may_name_functions() {
+    let model = |number: i64| from_a_macro::Model { id: "n".into(), number };
+    assert_eq!(Syncable::merge(None, model(1), model(2)), model(2));
+    assert!(Syncable::should_sync(&model(2)) && !Syncable::should_sync(&model(1)));
+}
