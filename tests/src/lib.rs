@@ -11,6 +11,7 @@ pub mod devices;
 pub mod file_manager;
 pub mod scene;
 pub mod small;
+pub mod trio;
 
 /// Keeps the code in the README compiling.
 #[cfg(doctest)]
