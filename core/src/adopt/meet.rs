@@ -9,12 +9,14 @@ use crate::{
     apply::Writer,
     entry::{Change, EntryKind, Shape},
     error::Error,
-    id::Term,
     layout::{Layouts, RecordId, read_record},
-    overlay, pending, seal,
+    overlay,
+    pending::{self, PushedUpTo},
+    seal,
     sql::{Bound, read_value},
     store::{Model, Replica, Tx},
     value::Value,
+    wire::Message,
 };
 
 /// Brings table and log together for models of which the log held records before they were opened here. Part of the
@@ -184,15 +186,18 @@ fn write(tx: &Tx<'_>, model: &Model, image: &Change, leads: bool) -> Result<(), 
 
 /// A leader takes its own pending changes as it takes those of others: decided against the log.
 fn take_own(tx: &mut Tx<'_>) -> Result<(), Error> {
-    while let Some(push) = pending::read(tx.conn, tx.models, i64::MIN)? {
-        let Replica { top, max_seen: Term { leader: device, .. }, .. } = tx.replica()?;
-        match accept::accept(tx, device, top, &push.batch)? {
+    let mut upto = PushedUpTo::NOTHING;
+    while let Some(push) = pending::read(tx.conn, tx.models, &upto)? {
+        let Replica { top, max_seen, .. } = tx.replica()?;
+        let message = Message::push(max_seen, top, &push.batch).encode();
+        match accept::accept(tx, max_seen.leader, top, &push.batch, &message)? {
             Accepted::To(_) => {}
             other => {
                 return Err(Error::Damaged(format!("a leader does not take its own changes: {other:?}")));
             }
         }
-        tx.conn.execute("DELETE FROM sync_pending WHERE id <= ?1", [push.last_id])?;
+        upto = PushedUpTo::after(&push);
     }
+    tx.conn.execute("DELETE FROM sync_pending WHERE id <= ?1", [upto.id])?;
     Ok(())
 }
