@@ -13,6 +13,7 @@ use rusqlite::ErrorCode;
 
 use crate::{
     apply::{Writer, is_constraint},
+    attempt,
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Outcome},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
@@ -54,13 +55,15 @@ pub(crate) enum Accepted {
 }
 
 /// Sequences groups that `pusher` pushed, in their order. `position` is the top of the pusher's log. Their seqs say only
-/// which entries belong to which group. It came as `message`, for putting a part aside.
+/// which entries belong to which group. It came as `message`, for putting a part aside. It `refuses` all of it
+/// where it failed on it too often.
 pub(crate) fn accept(
     tx: &mut Tx<'_>,
     pusher: DeviceId,
     position: Position,
     batch: &Batch,
     message: &[u8],
+    refuses: bool,
 ) -> Result<Accepted, Error> {
     let replica = tx.replica()?;
     if !replica.is_leader() {
@@ -81,7 +84,7 @@ pub(crate) fn accept(
     let mut stopped = None;
     for group in &batch.groups {
         match fresh_of(tx, group)? {
-            Fresh::Changes { known, forked: None } => accept_group(tx, &pushed, group, known)?,
+            Fresh::Changes { known, forked: None } => accept_group(tx, &pushed, group, known, refuses)?,
             // Who minted the origin gives what is pending there other numbers.
             Fresh::Changes { forked: Some(n), .. } if group.device == pusher => {
                 stopped = Some(Accepted::Forked { origin: group.origin, n });
@@ -89,7 +92,7 @@ pub(crate) fn accept(
             }
             Fresh::Changes { known, forked: Some(_) } => {
                 keep_forked(tx, &pushed, group, known)?;
-                accept_group(tx, &pushed, group, known)?;
+                accept_group(tx, &pushed, group, known, refuses)?;
             }
             Fresh::Stopped(why) => {
                 stopped = Some(why);
@@ -151,13 +154,22 @@ fn keep_forked(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, known: u64) 
 }
 
 /// Takes a group but for its first `known` changes, going through it again for as long as that shows more that cannot be.
-fn accept_group(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, known: u64) -> Result<(), Error> {
+fn accept_group(
+    tx: &mut Tx<'_>,
+    pushed: &Pushed<'_>,
+    group: &Group,
+    known: u64,
+    refuses: bool,
+) -> Result<(), Error> {
     let first_n = OriginSeq(group.first_n.0 + known);
     if first_n > group.last_n {
         return Ok(());
     }
     let group = Group { first_n, first: Seq(group.first.0 + known), ..group.clone() };
     let mut refused = Refused::new();
+    if refuses {
+        refused.extend((first_n.0..=group.last_n.0).map(|n| (OriginSeq(n), attempt::reason())));
+    }
     loop {
         tx.conn.execute_batch("SAVEPOINT accepted")?;
         let pass = Pass::run(tx, pushed, &group, &refused)?;

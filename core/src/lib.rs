@@ -93,6 +93,7 @@ mod accept;
 mod adopt;
 mod announce;
 mod apply;
+mod attempt;
 pub mod behavior;
 mod capture;
 mod checkpoint;

@@ -9,7 +9,7 @@ use rusqlite::{OptionalExtension, params};
 use crate::{
     entry::{Batch, Body, Change, Entry, Group},
     error::Error,
-    id::{DeviceId, OriginSeq, Seq},
+    id::{DeviceId, OriginSeq},
     store::Tx,
     term,
     wire::Message,
@@ -49,8 +49,7 @@ impl<'p> Arrival<'p> {
             )?
             .query_row([&device], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
             .optional()?;
-        if batch.after.seq > Seq(0) {
-            let Some(group) = batch.groups.first() else { return Ok(Self::Unsound("a part of no group")) };
+        if let Some(group) = batch.groups.first().filter(|_| continues(batch)) {
             let follows = |(last, origin, tag, _): &(u64, String, i64, u64)| {
                 *last == batch.after.seq.0 && *origin == group.origin.to_string() && *tag as u64 == group.tag
             };
@@ -82,6 +81,11 @@ impl<'p> Arrival<'p> {
             ])?;
         Ok(Self::PutAside)
     }
+}
+
+/// Whether a push goes on with a group of which parts came before.
+fn continues(batch: &Batch) -> bool {
+    batch.groups.first().is_some_and(|group| group.first <= batch.after.seq)
 }
 
 fn forget_parts(tx: &Tx<'_>, pusher: DeviceId) -> Result<(), Error> {
@@ -127,7 +131,7 @@ impl Pushed<'_> {
         group: &Group,
         mut each: impl FnMut(OriginSeq, &Change) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        if self.batch.after.seq > Seq(0) {
+        if continues(self.batch) {
             let mut statement =
                 tx.conn.prepare_cached("SELECT message FROM sync_pushed WHERE device = ?1 ORDER BY first")?;
             let mut rows = statement.query([self.pusher.to_string()])?;
@@ -145,7 +149,7 @@ impl Pushed<'_> {
 
     /// Forgets the parts that were put aside.
     pub(crate) fn done(&self, tx: &Tx<'_>) -> Result<(), Error> {
-        if self.batch.after.seq > Seq(0) { forget_parts(tx, self.pusher) } else { Ok(()) }
+        if continues(self.batch) { forget_parts(tx, self.pusher) } else { Ok(()) }
     }
 }
 

@@ -55,6 +55,7 @@ const NAMES: &[&str] = &[
     "sync_device",
     "sync_incoming",
     "sync_pushed",
+    "sync_attempt",
     "sync_quarantine",
     "sync_adoption",
 ];
@@ -258,6 +259,8 @@ const TABLES: &[&str] = &[
         message BLOB NOT NULL,
         PRIMARY KEY (device, first)
     )",
+    // What a leader is about to take of a device's push, and for which time: left behind by a failure or a crash.
+    "CREATE TABLE sync_attempt (device TEXT PRIMARY KEY, groups INTEGER NOT NULL, attempts INTEGER NOT NULL)",
     // Captured rows that cannot be sent, with the reason: never dropped silently.
     "CREATE TABLE sync_quarantine (
         id INTEGER PRIMARY KEY,

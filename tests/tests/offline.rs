@@ -267,6 +267,37 @@ async fn what_the_leaders_database_cascades_goes_with_the_deletion() {
 }
 
 #[tokio::test]
+async fn a_change_on_which_the_leader_fails_blocks_nobody_for_long() {
+    let scene = scene("").await;
+    // Takes the whole transaction back, not the row: nothing that can be answered row by row.
+    scene
+        .leader
+        .sql(
+            "CREATE TRIGGER poison BEFORE INSERT ON notes WHEN NEW.title = 'poison'
+             BEGIN SELECT RAISE(ROLLBACK, 'as a bug would'); END",
+        )
+        .await;
+    let mut scene = scene;
+    let closed = scene.follower.close().await;
+    // Each in a seal of its own, as over a long time offline.
+    for (id, title) in [("a", "well"), ("b", "well"), ("c", "poison"), ("d", "well")] {
+        let device = closed.reopen(register).await.unwrap();
+        device.sql(&format!("INSERT INTO notes VALUES ('{id}', '{title}', '', 0)")).await;
+        assert_eq!(device.library.settled("note", "nobody").await.unwrap(), []);
+        drop(device.close().await);
+    }
+    scene.follower = closed.reopen(register).await.unwrap();
+    scene.follower.start(&scene.network).await;
+    scene.follower.library.barrier().await.unwrap();
+    assert_eq!(notes(&scene.follower), "a well  0, b well  0, d well  0");
+    let letters = scene.leader.library.dead_letters().await.unwrap();
+    assert_eq!(letters.iter().map(|l| l.record.as_str()).collect::<Vec<_>>(), ["c"]);
+    assert!(letters[0].reason.contains("failed on it 3 times"), "{letters:?}");
+    assert_eq!(number(&scene.leader.file(), "SELECT count(*) FROM sync_attempt"), 0);
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
 async fn a_transaction_larger_than_a_batch_is_taken_whole() {
     // Children come first: in parts of their own they would refer to nothing.
     let many = "WITH RECURSIVE k (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM k WHERE i < 9000)

@@ -190,7 +190,7 @@ fn take_own(tx: &mut Tx<'_>) -> Result<(), Error> {
     while let Some(push) = pending::read(tx.conn, tx.models, &upto)? {
         let Replica { top, max_seen, .. } = tx.replica()?;
         let message = Message::push(max_seen, top, &push.batch).encode();
-        match accept::accept(tx, max_seen.leader, top, &push.batch, &message)? {
+        match accept::accept(tx, max_seen.leader, top, &push.batch, &message, false)? {
             Accepted::To(_) => {}
             other => {
                 return Err(Error::Damaged(format!("a leader does not take its own changes: {other:?}")));

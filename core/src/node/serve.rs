@@ -14,6 +14,7 @@ use tokio::{
 use super::Shared;
 use crate::{
     accept::{self, Accepted},
+    attempt,
     engine::{Driver, Pulse, Tail},
     entry::{Run, common_prefix},
     error::Error,
@@ -400,10 +401,26 @@ async fn take_push(
         .map_err(|e| Error::Stopped { reason: e.to_string() })?
         .map_err(damaged)?;
     let step = move |driver: &mut Driver| {
-        let accepted = driver.enforcing(|tx| {
-            term::adopt(tx, max_seen)?;
-            accept::accept(tx, pusher, position, &batch, &message)
-        })?;
+        let mut rest = Some(batch);
+        let mut accepted = Accepted::To(Position::EMPTY);
+        while let (Some(batch), Accepted::To(_)) = (rest.take(), &accepted) {
+            let attempt = driver.transaction(|tx| attempt::begin(tx, pusher, batch.groups.len()))?;
+            let (now, later) = attempt::split(batch, attempt.groups);
+            rest = later;
+            let taken = driver.enforcing(|tx| {
+                term::adopt(tx, max_seen)?;
+                let accepted = accept::accept(tx, pusher, position, &now, &message, attempt.refuses)?;
+                attempt::done(tx, pusher)?;
+                Ok(accepted)
+            });
+            accepted = match taken {
+                Err(error) if attempt::is_the_machines_fault(&error) => {
+                    driver.transaction(|tx| attempt::done(tx, pusher))?;
+                    return Err(error);
+                }
+                taken => taken?,
+            };
+        }
         driver.tell()?;
         Ok(accepted)
     };
