@@ -120,6 +120,7 @@ mod overlay;
 mod park;
 mod pending;
 mod pushed;
+pub mod queue;
 mod references;
 pub mod resolve;
 pub mod row;

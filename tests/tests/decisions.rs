@@ -4,10 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use tidelog::{
-    Choice, Conflict, DeadLetter, LibraryBuilder, Outcome, Row, Settlement,
+    ChangeKind, Choice, Conflict, DeadLetter, LibraryBuilder, Outcome, Row, Settlement,
     conflict::{ConflictState, Winner},
     dead_letter::DeadLetterState,
     id::Seq,
+    queue::QueuedState,
     value::Value,
 };
 use tidelog_tests::{
@@ -438,6 +439,31 @@ async fn who_asks_is_told_what_became_of_a_change() {
     assert_eq!(scene.follower.library.settled("item", "n").await.unwrap(), [], "nothing is pending any more");
     assert_eq!(scene.follower.library.settled("item", "nobody").await.unwrap(), []);
     assert_agreed(&scene).await;
+}
+
+#[tokio::test]
+async fn the_queue_shows_what_waits_for_the_leader() {
+    let mut scene = scene("INSERT INTO items (id, name) VALUES ('a', 'first'), ('b', 'first')").await;
+    let closed = scene.follower.close().await;
+    scene.follower = closed.reopen(register).await.unwrap();
+    scene.follower.sql("UPDATE items SET name = 'mine' WHERE id = 'a'").await;
+    scene.follower.sql("DELETE FROM items WHERE id = 'b'").await;
+    assert_eq!(scene.follower.library.settled("item", "nobody").await.unwrap(), []);
+    let queue = scene.follower.library.queue(i64::MIN).await.unwrap();
+    let told: Vec<_> =
+        queue.iter().map(|q| (q.record.as_str(), q.kind.unwrap(), q.values.to_json())).collect();
+    assert_eq!(
+        told,
+        [
+            ("a", ChangeKind::Upsert, r#"{"name":"mine"}"#.to_owned()),
+            ("b", ChangeKind::Delete, r#"{"id":"b"}"#.to_owned())
+        ]
+    );
+    assert!(queue.iter().all(|q| q.state == QueuedState::Waiting && q.model == "item"));
+    assert_eq!(scene.follower.library.queue(queue[0].place).await.unwrap(), queue[1..]);
+    scene.follower.start(&scene.network).await;
+    assert_agreed(&scene).await;
+    assert_eq!(scene.follower.library.queue(i64::MIN).await.unwrap(), []);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What an application asks of conflicts, dead letters and settlements.
+//! What an application asks of the queue, conflicts, dead letters and settlements.
 
 use std::{io::Write, path::Path};
 
@@ -12,6 +12,7 @@ use crate::{
     engine::Driver,
     error::Error,
     id::{DeviceId, Seq},
+    queue::{self, Queued},
     row::Row,
     seal,
     settlement::{self, Settlement, Settlements},
@@ -133,6 +134,16 @@ impl Library {
                 Ok(count)
             })
             .await
+    }
+
+    /// What this device has changed and the leader's log does not show yet, behind a place in that queue (`i64::MIN`: from
+    /// the beginning), in order, at most [`PAGE_MAX`](crate::conflict::PAGE_MAX). [`Status::pending`](crate::Status::pending) counts
+    /// all. What was committed a moment ago may not be sealed yet.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn queue(&self, after: i64) -> Result<Vec<Queued>, Error> {
+        self.inner.readers.run(move |conn, models| queue::read(conn, models, after)).await
     }
 
     /// Waits until the leader has answered all that is pending on a record here, and says what became of each change, in
