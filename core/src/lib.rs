@@ -70,6 +70,7 @@
 //! | migrations of the application | [`migrate`](fn@migrate) |
 //! | a database that was there before: integer keys to UUIDs, its rows | [`migration`], [`Library::adopt`] |
 //! | opening, joining, waiting, shutting down | [`Library`], [`LibraryBuilder`] |
+//! | conflicts, refused changes, what became of a change, why a record is what it is | [`conflict`], [`dead_letter`], [`settlement`], [`why`](mod@why), [`queue`] |
 //! | what a user interface shows | [`Status`], [`AppliedChange`] |
 //! | two devices in an application's own tests | `testing`, with the feature of that name |
 //! | another network | [`transport::Transport`] |
@@ -84,7 +85,7 @@
 //! # What it leaves out
 //!
 //! So far one device leads for good. What others write is pushed to it, decided by the model's policy ([`resolve`]) and
-//! comes back in the log; what did not stand is kept there, but cannot be listed or decided by hand yet. The log grows;
+//! comes back in the log; what did not stand is kept, and can be decided otherwise. The log grows;
 //! nothing is compacted. The database is a SQLite file: PostgreSQL
 //! comes later, a database in memory never does. There is no quorum: a write is durable on the devices that have it.
 //! This crate knows no network but the one in memory; QUIC is the crate `tidelog-transport`.

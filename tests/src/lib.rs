@@ -22,3 +22,8 @@ pub struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/existing-data.md")]
 pub struct ExistingData;
+
+/// The same.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/conflicts.md")]
+pub struct Conflicts;
