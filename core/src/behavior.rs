@@ -158,7 +158,7 @@ pub trait Hooks: ActiveModelTrait {
 type Active<M> = <<M as sea_orm::ModelTrait>::Entity as EntityTrait>::ActiveModel;
 type Column<M> = <<M as sea_orm::ModelTrait>::Entity as EntityTrait>::Column;
 
-/// The call for `before_save`: fills keys and [metadata](crate::metadata), checks values.
+/// The call for `before_save`: fills keys and [metadata](mod@crate::metadata), checks values.
 ///
 /// On an insert, a primary key of one UUID column and the column of `#[sync(id = "…")]` get a UUIDv7 where they are
 /// not set. It is done here and not in `ActiveModel::new`, because SeaORM's `save` takes a model whose key is set for
