@@ -236,10 +236,12 @@ impl Pass {
             let derived = pass.write(tx, n, &mut change)?;
             clock = clock.max(change.ranking_stamp());
             seq = seq.next();
-            let parked = park::concerns(&change).then(|| change.clone());
-            appender.push(&Entry { seq, term, n: Some(n), body: Body::Change(change) })?;
-            if let Some(change) = parked {
-                park::park(tx, Identity::of(group, Some(n)), group.device, seq, &change)?;
+            let entry = Entry { seq, term, n: Some(n), body: Body::Change(change) };
+            appender.push(&entry)?;
+            if let Body::Change(change) = &entry.body
+                && park::concerns(change)
+            {
+                park::park(tx, Identity::of(group, Some(n)), group.device, seq, change)?;
             }
             for change in derived {
                 seq = seq.next();

@@ -8,7 +8,10 @@
 //!
 //! A part of a group that is larger than a batch is kept packed in `sync_incoming` until the group is whole.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map},
+    sync::Arc,
+};
 
 use rusqlite::{CachedStatement, ErrorCode, OptionalExtension, params, params_from_iter};
 
@@ -18,7 +21,7 @@ use crate::{
     id::{Position, Seq, Term},
     layout::{LogRow, RecordId},
     log::{self, Appender, LogReader},
-    overlay,
+    overlay::{self, Layers, Overlay},
     park::{self, Identity},
     pending, seal,
     sql::{Bound, bind, read_value},
@@ -44,13 +47,22 @@ pub(crate) enum Applied {
     Unsound(&'static str),
 }
 
-/// A batch with what can be worked out beside the writer: each row as the log keeps it, and which images a later one of
-/// the same record in the batch replaces.
+/// A batch with what can be worked out beside the writer: each row as the log keeps it, and which entries have others of
+/// the same record beside them.
 #[derive(Debug)]
 pub(crate) struct Arrived {
     batch: Batch,
     rows: Vec<Option<LogRow>>,
-    replaced: Vec<bool>,
+    company: Vec<Company>,
+}
+
+/// Other entries of the same record in the batch.
+#[derive(Clone, Copy, Debug, Default)]
+struct Company {
+    /// There is one before.
+    again: bool,
+    /// There is a later one whose image replaces this one's.
+    replaced: bool,
 }
 
 impl Arrived {
@@ -59,7 +71,7 @@ impl Arrived {
             Body::Change(change) => Some(LogRow::of(change)),
             _ => None,
         };
-        Self { rows: batch.entries.iter().map(row).collect(), replaced: replaced(&batch), batch }
+        Self { rows: batch.entries.iter().map(row).collect(), company: company(&batch), batch }
     }
 
     /// Whether there is more in it than the writes of a moment.
@@ -70,28 +82,35 @@ impl Arrived {
     fn forget_first(&mut self, count: usize) {
         self.batch.entries.drain(..count);
         self.rows.drain(..count);
-        self.replaced.drain(..count);
+        // Those before are in the log, and the first of each record may be among them.
+        self.company.drain(..count);
     }
 }
 
 /// See [`Arrived::is_large`].
 const LARGE: usize = 1000;
 
-/// For each entry, whether a later change in the batch is to the same record.
-fn replaced(batch: &Batch) -> Vec<bool> {
-    let mut last =
+fn company(batch: &Batch) -> Vec<Company> {
+    // Of each record the last entry with an effect.
+    let mut last: HashMap<_, Option<usize>, _> =
         HashMap::with_capacity_and_hasher(batch.entries.len(), foldhash::fast::RandomState::default());
-    let mut replaced = vec![false; batch.entries.len()];
+    let mut company = vec![Company::default(); batch.entries.len()];
     for (i, entry) in batch.entries.iter().enumerate() {
-        if let Body::Change(change) = &entry.body
-            && change.effect() != EntryKind::Noop
-            && let Some(earlier) = last.insert((change.shape.model.as_str(), change.record.as_str()), i)
-        {
-            let earlier: usize = earlier;
-            replaced[earlier] = true;
+        let Body::Change(change) = &entry.body else { continue };
+        let effective = change.effect() != EntryKind::Noop;
+        match last.entry((change.shape.model.as_str(), change.record.as_str())) {
+            hash_map::Entry::Vacant(place) => {
+                place.insert(effective.then_some(i));
+            }
+            hash_map::Entry::Occupied(mut place) => {
+                company[i].again = true;
+                if effective && let Some(earlier) = place.insert(Some(i)) {
+                    company[earlier].replaced = true;
+                }
+            }
         }
     }
-    replaced
+    company
 }
 
 /// How rows get into their tables.
@@ -164,8 +183,19 @@ pub(crate) fn apply(
         return Ok(Applied::Staged(last));
     }
     let parts = if continues { Parts::Staged } else { Parts::None };
-    let position = append(tx, replica, parts, arrived, has_pending)?;
-    write_rows(tx, parts, arrived, rows, has_pending)?;
+    if tx.foreign_triggers {
+        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 1 WHERE id = 1")?.execute([])?;
+    }
+    let position = append(tx, replica, parts, arrived, rows, has_pending)?;
+    if rows == Rows::StepOutFirst {
+        write_stepping_out(tx, parts, arrived, has_pending)?;
+    }
+    if has_pending && (parts == Parts::Staged || deletes(&arrived.batch)) {
+        overlay::step_out_orphans(tx)?;
+    }
+    if tx.foreign_triggers {
+        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 0 WHERE id = 1")?.execute([])?;
+    }
     if parts == Parts::Staged {
         tx.conn.execute("DELETE FROM sync_incoming", [])?;
     }
@@ -240,25 +270,26 @@ fn each_part(
     each(tx, arrived)
 }
 
-/// Appends every entry to the log, with the groups, the vector of origins and the clock.
+/// Appends every entry to the log, with the groups, the vector of origins and the clock. As rows come, each part's are
+/// written behind its entries: a part is unpacked once.
 fn append(
     tx: &mut Tx<'_>,
     Replica { top, device, mut clock, .. }: Replica,
     parts: Parts,
     arrived: &Arrived,
+    rows: Rows,
     has_pending: bool,
 ) -> Result<Position, Error> {
+    let newest = arrived.batch.entries.iter().map(|entry| entry.body.stamp()).max().unwrap_or(0);
     clock = arrived.batch.entries.iter().filter_map(|e| e.body.ranking_stamp()).fold(clock, u64::max);
+    let waiting = if has_pending { pending::origins(tx.conn)? } else { Vec::new() };
     // The groups stand before their entries do: what one of them wrote is looked up by it for the next.
     for group in &arrived.batch.groups {
         let row = origin_row(tx.conn, group.origin, group.device)?;
         log::push_group(tx.conn, group, row, clock)?;
         let mut settled = 0;
-        if has_pending {
-            settled = tx
-                .conn
-                .prepare_cached("DELETE FROM sync_pending WHERE origin = ?1 AND n <= ?2 AND tag = ?3")?
-                .execute(params![row, group.last_n.0, group.tag as i64])?;
+        if waiting.contains(&row) {
+            settled = pending::settle(tx.conn, row, group, newest)?;
         }
         if Some(group.device) == device && (settled as u64) <= group.last_n.0 - group.first_n.0 {
             rolled_back(tx, group)?;
@@ -268,10 +299,10 @@ fn append(
     let mut appender = Appender::new(tx, top)?;
     each_part(tx, parts, arrived, |tx, part| {
         let mut groups = part.batch.groups.iter().peekable();
-        for (entry, row) in part.batch.entries.iter().zip(&part.rows) {
+        for ((entry, row), company) in part.batch.entries.iter().zip(&part.rows).zip(&part.company) {
             match (&entry.body, row) {
                 (Body::Change(change), Some(row)) => {
-                    let is_first = change.existed && !appender.has_earlier(change)?;
+                    let is_first = change.existed && !company.again && !appender.has_earlier(change)?;
                     let image = if is_first { row_in_table(tx, change)? } else { None };
                     appender.push_change(entry, change, row, image.as_deref())?;
                     if park::concerns(change) {
@@ -288,7 +319,10 @@ fn append(
             clock = clock.max(entry.body.ranking_stamp().unwrap_or(0));
             position = Position { term: entry.term, seq: entry.seq };
         }
-        Ok(())
+        match rows {
+            Rows::AsTheyCome => write_part(tx, part, Write::Images, has_pending),
+            Rows::StepOutFirst => Ok(()),
+        }
     })?;
     if arrived.batch.groups.is_empty() || parts == Parts::Staged {
         tx.set_clock(clock)?;
@@ -333,44 +367,25 @@ fn row_in_table(tx: &Tx<'_>, change: &Change) -> Result<Option<Vec<Value>>, Erro
         .optional()?)
 }
 
-/// Writes the last image of each record into the tables.
-fn write_rows(
+/// Writes the last image of each record into the tables, from which all that are touched or pending stepped out.
+fn write_stepping_out(
     tx: &mut Tx<'_>,
     parts: Parts,
     arrived: &Arrived,
-    rows: Rows,
     has_pending: bool,
 ) -> Result<(), Error> {
-    if tx.foreign_triggers {
-        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 1 WHERE id = 1")?.execute([])?;
+    let mut kept = LocalValues::new();
+    let pending = if has_pending { overlay::pending_records(tx)? } else { Vec::new() };
+    for change in &pending {
+        step_out(tx, change, &mut kept)?;
     }
-    match rows {
-        Rows::AsTheyCome => {
-            each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::Images, has_pending))?
-        }
-        Rows::StepOutFirst => {
-            let mut kept = LocalValues::new();
-            let pending = if has_pending { overlay::pending_records(tx)? } else { Vec::new() };
-            for change in &pending {
-                step_out(tx, change, &mut kept)?;
-            }
-            each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::StepOut(&mut kept), false))?;
-            each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::LastImages, false))
-                .map_err(|error| explain(tx, error))?;
-            overlay::lay_over(tx, &pending)?;
-            for ((model, _), (key, values)) in kept {
-                let sql = tx.models[model].sql.update_local.as_deref().unwrap_or_default();
-                tx.conn
-                    .prepare_cached(sql)?
-                    .execute(params_from_iter(values.iter().chain(&key).map(Bound)))?;
-            }
-        }
-    }
-    if has_pending && (parts == Parts::Staged || deletes(&arrived.batch)) {
-        overlay::step_out_orphans(tx)?;
-    }
-    if tx.foreign_triggers {
-        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 0 WHERE id = 1")?.execute([])?;
+    each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::StepOut(&mut kept), false))?;
+    each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::LastImages, false))
+        .map_err(|error| explain(tx, error))?;
+    overlay::lay_over(tx, &pending)?;
+    for ((model, _), (key, values)) in kept {
+        let sql = tx.models[model].sql.update_local.as_deref().unwrap_or_default();
+        tx.conn.prepare_cached(sql)?.execute(params_from_iter(values.iter().chain(&key).map(Bound)))?;
     }
     Ok(())
 }
@@ -424,9 +439,10 @@ enum Write<'k> {
 
 fn write_part(tx: &Tx<'_>, part: &Arrived, mut write: Write<'_>, has_pending: bool) -> Result<(), Error> {
     let mut writers: HashMap<*const Shape, Option<Writer<'_>>> = HashMap::new();
-    for (entry, replaced) in part.batch.entries.iter().zip(&part.replaced) {
+    let mut overlay = Overlay::new(tx);
+    for (entry, company) in part.batch.entries.iter().zip(&part.company) {
         let Body::Change(change) = &entry.body else { continue };
-        if *replaced {
+        if company.replaced {
             continue;
         }
         let pointer = Arc::as_ptr(&change.shape);
@@ -443,13 +459,17 @@ fn write_part(tx: &Tx<'_>, part: &Arrived, mut write: Write<'_>, has_pending: bo
             Write::StepOut(kept) => writer.step_out(tx, change, kept)?,
             Write::LastImages if is_replaced(tx, entry.seq, change)? => {}
             Write::Images | Write::LastImages => {
+                let layers = if has_pending { overlay.layers(tx, change)? } else { Layers::default() };
+                if !company.again && layers.hide(tx, change) {
+                    continue;
+                }
                 // An entry without effect may be of a change that stood in this table until now.
                 let logged = match change.effect() {
-                    EntryKind::Noop => Some(overlay::logged(tx, change)?),
+                    EntryKind::Noop => Some(overlay.logged(tx, change)?),
                     _ => None,
                 };
                 let image = logged.as_ref().unwrap_or(change);
-                match has_pending.then(|| overlay::overlaid(tx, image)).transpose()?.flatten() {
+                match layers.over(tx, image)? {
                     Some(overlaid) => writer.replace(&overlaid)?,
                     // What this device made itself is here already.
                     None if logged.is_some() || has_pending => writer.replace(image)?,

@@ -16,6 +16,7 @@ use crate::{
     entry::{Change, EntryKind, Shape},
     error::Error,
     id::Seq,
+    outcome,
     store::Model,
     value::{self, Value},
 };
@@ -39,11 +40,15 @@ impl ToSql for RecordId<'_> {
     }
 }
 
-/// What the log keeps of a change's row, worked out beside the writer.
+/// What the log keeps of a change, worked out beside the writer.
 #[derive(Debug)]
 pub(crate) struct LogRow {
     /// The row's text.
     pub(crate) text: String,
+    /// Names of the fields that it wrote; `None` for all.
+    pub(crate) fields: Option<String>,
+    /// What its author made of the record, where the entry came to something else.
+    pub(crate) authored: Option<String>,
     uuid: Option<[u8; 16]>,
 }
 
@@ -52,7 +57,15 @@ impl LogRow {
         let row = change.row_after();
         let mut text = String::with_capacity(24 * row.len());
         change.shape.write_row(change.effect(), row, &mut text);
-        Self { text, uuid: canonical_uuid(&change.record) }
+        let names = |fields: &[u16]| {
+            json_names(fields.iter().filter_map(|f| change.shape.fields.get(usize::from(*f))))
+        };
+        Self {
+            text,
+            fields: change.written().map(names),
+            authored: outcome::to_json(change),
+            uuid: canonical_uuid(&change.record),
+        }
     }
 
     /// The change's record id, as [`RecordId`] would have it.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params, types::ValueRef};
 
 use crate::{
-    capture::{json_names, names_from_json},
+    capture::names_from_json,
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Run, Shape},
     error::Error,
     id::{DeviceId, Incarnation, Origin, OriginSeq, Position, Seq, Term},
@@ -152,9 +152,6 @@ impl<'c> Appender<'c> {
             }
             _ => None,
         };
-        let fields = change
-            .written()
-            .map(|fields| json_names(fields.iter().filter_map(|f| change.shape.fields.get(usize::from(*f)))));
         self.insert.execute(params![
             seq,
             kind,
@@ -166,11 +163,11 @@ impl<'c> Appender<'c> {
             change.existed,
             layout,
             row.text,
-            fields,
+            row.fields,
             before,
             change.mark,
             change.actor,
-            outcome::to_json(change),
+            row.authored,
             change.decides.map(Decision::to_text),
             change.rank
         ])?;

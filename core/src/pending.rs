@@ -13,26 +13,31 @@ use crate::{
     store::{Model, Tx},
 };
 
-macro_rules! pending_where {
-    ($condition:literal) => {
-        concat!(
-            "SELECT p.id, p.origin AS origin_row, o.origin, o.device, p.n, p.tag, p.base_term, p.base_seq, p.seen,
-                p.group_last,
-                p.stamp, p.rank, p.at, p.kind, p.record, p.existed, p.layout, p.fields, p.data, p.before, p.mark, p.actor,
-                p.decides
-             FROM sync_pending p JOIN sync_origin o ON o.id = p.origin WHERE ",
-            $condition,
-            " ORDER BY p.id"
-        )
-    };
-}
-
 /// Pending changes behind an id, in order, with what their groups share.
-pub(crate) const BY_ID: &str = pending_where!("p.id > ?1");
+pub(crate) const BY_ID: &str = "SELECT p.id, p.origin AS origin_row, o.origin, o.device, p.n, p.tag, p.base_term,
+    p.base_seq, p.seen, p.group_last, p.stamp, p.rank, p.at, p.kind, p.record, p.existed, p.layout, p.fields, p.data,
+    p.before, p.mark, p.actor, p.decides
+    FROM sync_pending p JOIN sync_origin o ON o.id = p.origin WHERE p.id > ?1 ORDER BY p.id";
 
-/// Those of a record, named by its model's name and its id.
-pub(crate) const BY_RECORD: &str =
-    pending_where!("p.model = (SELECT id FROM sync_model WHERE name = ?1) AND p.record = ?2");
+/// Where the columns of [`BY_ID`] stand that every change has of its own: found by name, they would take as long as their
+/// values.
+mod at {
+    pub(super) const ID: usize = 0;
+    pub(super) const N: usize = 4;
+    pub(super) const STAMP: usize = 10;
+    pub(super) const RANK: usize = 11;
+    pub(super) const AT: usize = 12;
+    pub(super) const KIND: usize = 13;
+    pub(super) const RECORD: usize = 14;
+    pub(super) const EXISTED: usize = 15;
+    pub(super) const LAYOUT: usize = 16;
+    pub(super) const FIELDS: usize = 17;
+    pub(super) const DATA: usize = 18;
+    pub(super) const BEFORE: usize = 19;
+    pub(super) const MARK: usize = 20;
+    pub(super) const ACTOR: usize = 21;
+    pub(super) const DECIDES: usize = 22;
+}
 
 /// The first and the last id of what is pending.
 pub(crate) const ENDS: &str = "SELECT (SELECT min(id) FROM sync_pending), (SELECT max(id) FROM sync_pending)";
@@ -92,7 +97,7 @@ pub(crate) fn read(conn: &Connection, models: &[Model], after: &PushedUpTo) -> R
     let mut rows = statement.query([after.id])?;
     while let Some(row) = rows.next()? {
         let seq = batch.last().next();
-        let n = OriginSeq(row.get("n")?);
+        let n = OriginSeq(row.get(at::N)?);
         let goes_on = batch.groups.last().is_some_and(|open| seq <= open.last);
         if !goes_on {
             if after.open.is_some() {
@@ -102,14 +107,15 @@ pub(crate) fn read(conn: &Connection, models: &[Model], after: &PushedUpTo) -> R
             size += group_size(&group);
             batch.groups.push(group);
         }
-        let body = Body::Change(read_change(conn, &mut layouts, row)?);
-        let entry = Entry { seq, term: Term::ZERO, n: Some(n), body };
-        size += entry_size(&entry);
+        let change = read_change(conn, &mut layouts, row)?;
+        let old: usize = change.old_values().into_iter().flatten().map(|value| value.size() + 8).sum();
+        let entry = Entry { seq, term: Term::ZERO, n: Some(n), body: Body::Change(change) };
+        size += entry_size(&entry) + old;
         if !batch.entries.is_empty() && (size > BATCH_BYTES || batch.entries.len() >= BATCH_ENTRIES) {
             break;
         }
         batch.entries.push(entry);
-        ids.push(row.get::<_, i64>("id")?);
+        ids.push(row.get::<_, i64>(at::ID)?);
         if batch.groups.last().is_some_and(|group| group.last == seq) {
             whole = batch.entries.len();
         }
@@ -121,6 +127,21 @@ pub(crate) fn read(conn: &Connection, models: &[Model], after: &PushedUpTo) -> R
     let last = batch.last();
     batch.groups.retain(|group| group.first <= last);
     Ok(ids.last().map(|&last_id| Push { batch, last_id }))
+}
+
+/// The origins that have something pending, as rows of `sync_origin`.
+pub(crate) fn origins(conn: &Connection) -> Result<Vec<i64>, Error> {
+    let mut statement = conn.prepare_cached("SELECT DISTINCT origin FROM sync_pending")?;
+    let origins = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(origins)
+}
+
+/// Settles what the log shows now: the changes of a group, none of which has a higher stamp. How many there were.
+pub(crate) fn settle(conn: &Connection, origin_row: i64, group: &Group, stamp: u64) -> Result<usize, Error> {
+    // A change is kept under its stamp, so that those that were made later are not even looked at.
+    Ok(conn
+        .prepare_cached("DELETE FROM sync_pending WHERE id <= ?4 AND origin = ?1 AND n <= ?2 AND tag = ?3")?
+        .execute(params![origin_row, group.last_n.0, group.tag as i64, stamp])?)
 }
 
 /// What a change shares with its group, of which it is the first that is pending, at `first`.
@@ -254,34 +275,34 @@ pub(crate) fn read_change(
     layouts: &mut Layouts<'_>,
     row: &Row<'_>,
 ) -> Result<Change, Error> {
-    let kind: i64 = row.get("kind")?;
+    let kind: i64 = row.get(at::KIND)?;
     let kind = EntryKind::from_i64(kind)
         .ok_or_else(|| Error::Damaged(format!("a pending change is of kind {kind}")))?;
-    let data: String = row.get("data")?;
-    let shape = Arc::clone(layouts.get(conn, row.get("layout")?)?);
+    let data: String = row.get(at::DATA)?;
+    let shape = Arc::clone(layouts.get(conn, row.get(at::LAYOUT)?)?);
     let values = shape.read_row(kind, &data)?;
-    let fields = match row.get::<_, Option<String>>("fields")? {
+    let fields = match row.get::<_, Option<String>>(at::FIELDS)? {
         Some(names) => Some(log::changed_fields(&shape, names.as_bytes())?),
         None => None,
     };
-    let before = match row.get::<_, Option<String>>("before")? {
+    let before = match row.get::<_, Option<String>>(at::BEFORE)? {
         Some(before) => Some(shape.read_row(EntryKind::Upsert, &before)?),
         None => None,
     };
     Ok(Change {
         shape,
-        record: read_record(row.get_ref("record")?)?,
+        record: read_record(row.get_ref(at::RECORD)?)?,
         kind,
-        existed: row.get("existed")?,
+        existed: row.get(at::EXISTED)?,
         fields,
         row: values,
         before,
-        stamp: row.get("stamp")?,
-        rank: row.get("rank")?,
-        at: row.get("at")?,
-        mark: row.get("mark")?,
-        actor: row.get("actor")?,
-        decides: read_decision(row.get("decides")?)?,
+        stamp: row.get(at::STAMP)?,
+        rank: row.get(at::RANK)?,
+        at: row.get(at::AT)?,
+        mark: row.get(at::MARK)?,
+        actor: row.get(at::ACTOR)?,
+        decides: read_decision(row.get(at::DECIDES)?)?,
         outcome: None,
     })
 }

@@ -323,6 +323,8 @@ struct Sink<'c> {
     base: Position,
     tag: u64,
     seen: Vec<(Origin, OriginSeq)>,
+    /// The base's term and what was seen, as every pending change of the seal has them.
+    texts: (String, String),
     clock: u64,
     changes: u64,
     /// Stamp of the first.
@@ -354,6 +356,7 @@ impl<'c> Sink<'c> {
             term,
             base,
             tag,
+            texts: (base.term.to_text(), log::seen_json(&seen)),
             seen,
             clock: replica.clock,
             changes: 0,
@@ -496,9 +499,9 @@ impl<'c> Sink<'c> {
                 self.minted.row,
                 n.0,
                 self.tag as i64,
-                self.base.term.to_text(),
+                self.texts.0,
                 self.base.seq.0,
-                log::seen_json(&self.seen),
+                self.texts.1,
                 change.stamp,
                 change.at,
                 change.kind as i64,
