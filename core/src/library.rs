@@ -315,7 +315,8 @@ impl Library {
     /// other looks for the leader. Must be called within a tokio runtime, which carries the work from then on.
     ///
     /// # Errors
-    /// [`Error::Started`]; [`Error::NotAdopted`] while rows wait for [`Library::adopt`]; or why the transport or the database refused. The library stays open and stopped then.
+    /// [`Error::Started`]; [`Error::NotAdopted`] while rows wait for [`Library::adopt`]; or why the transport or the
+    /// database refused. The library stays open and stopped then.
     pub async fn start(&self, transport: SharedTransport) -> Result<(), Error> {
         let starting = Starting::begin(&self.inner.starting);
         // Looked at second: who began before us may have ended meanwhile, with a node.

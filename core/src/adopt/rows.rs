@@ -126,7 +126,7 @@ impl Rows {
             after.unwrap_or_default().iter().chain(upto.unwrap_or_default()).map(Bound).collect();
         let range = self.range(after, upto);
         if self.parents.is_empty() {
-            let sql = format!("{} WHERE {range} ORDER BY {}", self.insert(shape), self.sorted("t"));
+            let sql = format!("{} WHERE {range} ORDER BY {}", self.insert(shape, ""), self.sorted("t"));
             return Ok(conn.prepare(&sql)?.execute(params_from_iter(&bounds))? as u64);
         }
         conn.prepare(&self.insert_tree(shape, &range, after.is_some()))?
@@ -137,18 +137,19 @@ impl Rows {
 
     /// `INSERT INTO sync_outbox … SELECT … FROM table t`. The clock is read on its own: a join could be planned the other
     /// way round, and sort.
-    fn insert(&self, shape: i64) -> String {
+    fn insert(&self, shape: i64, joined: &str) -> String {
         let places: String = (0..self.fields.len()).map(|i| format!(", v{i}")).collect();
         let values: String = self.fields.iter().map(|f| format!(", t.{f}")).collect();
         format!(
             "INSERT INTO sync_outbox (shape, kind, mode, at{places}) SELECT {shape}, {KIND_ADOPT}, 0,
                 coalesce((SELECT clock FROM sync_ctl), CAST(unixepoch('subsec') * 1000 AS INTEGER)){values}
-             FROM {} t",
+             FROM {joined}{} t",
             self.table
         )
     }
 
     /// [`Rows::insert`] of a range and of all above its rows that no earlier batch has taken: the higher, the earlier.
+    /// SQLite is held to the order of the joins: begun from the table, each batch would go through all of it.
     fn insert_tree(&self, shape: i64, range: &str, has_after: bool) -> String {
         let names: Vec<String> = (0..self.key.len()).map(|i| format!("k{i}")).collect();
         let names = names.join(", ");
@@ -167,15 +168,15 @@ impl Rows {
             "WITH RECURSIVE up ({names}, depth) AS (
                 SELECT {}, 0 FROM {table} t WHERE {range}
                 UNION
-                SELECT {}, up.depth + 1 FROM up JOIN {table} c ON {} JOIN {table} p ON {}
+                SELECT {}, up.depth + 1 FROM up CROSS JOIN {table} c ON {} CROSS JOIN {table} p ON {}
                 WHERE up.depth < {DEPTH_MAX} {not_taken}
              ), tree AS (SELECT {names}, max(depth) AS depth FROM up GROUP BY {names})
-             {} JOIN tree up ON {} ORDER BY up.depth DESC",
+             {} ON {} ORDER BY up.depth DESC",
             self.list("t"),
             self.list("p"),
             same("c"),
             refers.join(" OR "),
-            self.insert(shape),
+            self.insert(shape, "tree up CROSS JOIN "),
             same("t"),
             table = self.table,
         )
