@@ -4,8 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -15,6 +14,7 @@ use sea_orm::{
 use sea_orm_migration::MigratorTrait;
 use tempfile::TempDir;
 use tidelog_tests::file_manager::{
+    apart::{self, File, Subjects},
     digest::{self, MODELS, TableDigest},
     edit,
     entities::{content_identity, device, entry, entry_tag, location, tag, user_metadata, volume},
@@ -76,6 +76,16 @@ impl Bench {
         found
     }
 
+    /// Another one with the same rows.
+    async fn copy(&mut self) -> Self {
+        self.digest().await;
+        let folder = tempfile::tempdir().unwrap();
+        fs::copy(self.path("plain.db"), folder.path().join("plain.db")).unwrap();
+        let url = format!("sqlite://{}", folder.path().join("plain.db").display());
+        let db = Database::connect(ConnectOptions::new(url).sqlx_logging(false).to_owned()).await.unwrap();
+        Self { folder, db }
+    }
+
     async fn sql(&self, sql: &str) {
         use sea_orm::ConnectionTrait;
         self.db.execute_unprepared(sql).await.unwrap();
@@ -83,11 +93,11 @@ impl Bench {
 }
 
 /// Refuses the fixture's closed file to root too, and says that another one is gone.
-fn open_as_nobody(path: &Path) -> io::Result<File> {
+fn open_as_nobody(path: &Path) -> io::Result<fs::File> {
     match path.file_name().and_then(|n| n.to_str()) {
         Some("closed") => Err(io::ErrorKind::PermissionDenied.into()),
         Some("at the bottom") => Err(io::ErrorKind::NotFound.into()),
-        _ => File::open(path),
+        _ => fs::File::open(path),
     }
 }
 
@@ -285,6 +295,61 @@ async fn edits_touch_every_kind_and_both_ways_of_writing_end_alike() {
         rows.push((edited, after));
     }
     assert_eq!(rows[0], rows[1]);
+}
+
+/// What three people made of the same location, each for himself: names that begin with the file's, notes, colours of the
+/// tag.
+async fn made_of(
+    bench: &Bench,
+    subjects: &Subjects,
+) -> (Option<String>, Option<String>, Option<String>, String) {
+    let of = |file: &File| entry::Entity::find_by_id(file.id).one(&bench.db);
+    let name = of(subjects.renamed.as_ref().unwrap()).await.unwrap().map(|entry| entry.name);
+    let deleted = of(subjects.deleted.as_ref().unwrap()).await.unwrap().map(|entry| entry.name);
+    let noted = subjects.noted.as_ref().unwrap().note;
+    let noted = user_metadata::Entity::find_by_id(noted).one(&bench.db).await.unwrap();
+    let tag = tag::Entity::find_by_id(subjects.tag).one(&bench.db).await.unwrap().unwrap();
+    (name, deleted, noted.and_then(|noted| noted.notes), tag.color)
+}
+
+#[tokio::test]
+async fn what_three_edit_apart_is_partly_the_same() {
+    let mut leader = Bench::new().await;
+    let (root, _) = leader.fixture();
+    let indexed = leader.index(&root, &IndexOptions::default()).await.unwrap();
+    edit::edit(&leader.db, indexed.location, Writes::Bulk).await.unwrap();
+    let subjects = Subjects::prepare(&leader.db, indexed.location).await.unwrap();
+    let (first, second) = (leader.copy().await, leader.copy().await);
+    let made = [
+        apart::on_leader(&leader.db, &subjects, "L").await.unwrap(),
+        apart::on_first(&first.db, &subjects, "A").await.unwrap(),
+        apart::on_second(&second.db, &subjects, "B").await.unwrap(),
+    ];
+    let (renamed, deleted) = (subjects.renamed.clone().unwrap().name, subjects.deleted.clone().unwrap().name);
+    let (named, red) = (|by: &str| Some(format!("{renamed} ({by})")), "#d0312d".to_owned());
+    assert_eq!(made_of(&leader, &subjects).await, (named("L"), None, None, "#b00020".to_owned()));
+    let rewritten = Some("still needed".to_owned());
+    assert_eq!(
+        made_of(&first, &subjects).await,
+        (named("A"), Some(deleted.clone()), rewritten, "#ff5050".to_owned())
+    );
+    let kept = Some("not needed any more".to_owned());
+    assert_eq!(made_of(&second, &subjects).await, (named("B"), Some(format!("{deleted} (B)")), kept, red));
+    assert_eq!(made.iter().filter(|made| made.tag.is_some()).count(), 2, "two make the same tag");
+    assert_eq!(made.iter().filter(|made| made.note.is_some()).count(), 1);
+}
+
+#[tokio::test]
+async fn where_there_are_no_files_the_tags_are_edited() {
+    let bench = Bench::new().await;
+    let root = bench.path("files");
+    fs::create_dir(&root).unwrap();
+    let indexed = bench.index(&root, &IndexOptions::default()).await.unwrap();
+    edit::edit(&bench.db, indexed.location, Writes::Bulk).await.unwrap();
+    let subjects = Subjects::prepare(&bench.db, indexed.location).await.unwrap();
+    assert!(subjects.renamed.is_none() && subjects.noted.is_none());
+    let made = apart::on_first(&bench.db, &subjects, "A").await.unwrap();
+    assert!(made.tag.is_some() && made.note.is_none());
 }
 
 #[tokio::test]

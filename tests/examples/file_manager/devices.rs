@@ -13,8 +13,8 @@ use std::{
 };
 
 use tidelog::{
-    Connection, Library,
-    id::{LibraryId, Seq},
+    Connection, Library, LibraryBuilder,
+    id::{DeviceId, LibraryId, Seq},
     model::Recorder,
 };
 use tidelog_tests::file_manager::{
@@ -32,18 +32,25 @@ const STALLED_AFTER: Duration = Duration::from_secs(60);
 
 /// One device of the ring.
 pub(crate) struct Device {
-    name: String,
+    pub(crate) name: String,
     path: PathBuf,
     /// What the application reads and writes through.
     pub(crate) db: Connection,
-    library: Library,
-    quic: Arc<Quic>,
+    pub(crate) library: Library,
+    /// None while it is offline.
+    quic: Option<Arc<Quic>>,
+    /// Where its key is, and whom it knows.
+    key: PathBuf,
+    peers: Vec<Peer>,
+    capture: Capture,
+    /// Bytes that went over connections that are closed.
+    sent_before: u64,
 }
 
 /// Three devices with one library.
 pub(crate) struct Ring {
     pub(crate) leader: Device,
-    followers: Vec<Device>,
+    pub(crate) followers: Vec<Device>,
 }
 
 impl Ring {
@@ -51,22 +58,20 @@ impl Ring {
     pub(crate) async fn start(folder: &Path, capture: Capture) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let id = LibraryId::random();
         let names = ["follower 1", "follower 2"];
-        let leader_key = Identity::load_or_create(folder.join("leader.key"))?;
-        let leader_device = leader_key.device_id();
-        let mut keys = Vec::new();
+        let key = |name: &str| folder.join(format!("{}.key", name.replace(' ', "-")));
+        let mut follower_peers = Vec::new();
         for name in names {
-            keys.push(Identity::load_or_create(folder.join(format!("{name}.key")))?);
+            let device = Identity::load_or_create(key(name))?.device_id();
+            follower_peers.push(Peer { device, address: None });
         }
-
-        let follower_peers = keys.iter().map(|key| Peer { device: key.device_id(), address: None }).collect();
-        let quic = bind(leader_key, follower_peers).await?;
-        let address = quic.local_addr()?;
-        let leader = Device::open("leader", folder, quic, capture, |library| library.create(id)).await?;
+        let leader =
+            Device::open("leader", key("leader"), folder, follower_peers, capture, |l| l.create(id)).await?;
+        let address = leader.quic.as_ref().map(|quic| quic.local_addr()).transpose()?;
+        let device = Identity::load_or_create(key("leader"))?.device_id();
         let mut followers = Vec::new();
-        for (name, key) in names.into_iter().zip(keys) {
-            let peer = Peer { device: leader_device, address: Some(address) };
-            let quic = bind(key, vec![peer]).await?;
-            followers.push(Device::open(name, folder, quic, capture, |library| library.join(id)).await?);
+        for name in names {
+            let peers = vec![Peer { device, address }];
+            followers.push(Device::open(name, key(name), folder, peers, capture, |l| l.join(id)).await?);
         }
         Ok(Self { leader, followers })
     }
@@ -129,31 +134,58 @@ impl Device {
     /// Opens the database, brings its tables about, opens the library on it and starts to sync.
     async fn open(
         name: &str,
+        key: PathBuf,
         folder: &Path,
-        quic: Quic,
+        peers: Vec<Peer>,
         capture: Capture,
-        create_or_join: impl FnOnce(tidelog::LibraryBuilder) -> tidelog::LibraryBuilder,
+        create_or_join: impl FnOnce(LibraryBuilder) -> LibraryBuilder,
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let path = folder.join(format!("{}.db", name.replace(' ', "-")));
         let db = tidelog::connect(&format!("sqlite://{}?mode=rwc", path.display())).await?;
         tidelog::migrate::<Migrator>(&db).await?;
-        let builder = Library::builder(&db)
-            .model::<device::Entity>()
-            .model::<volume::Entity>()
-            .model::<location::Entity>()
-            .model::<content_identity::Entity>()
-            .model::<entry::Entity>()
-            .model::<tag::Entity>()
-            .model::<entry_tag::Entity>()
-            .model::<user_metadata::Entity>()
-            .capture(match capture {
-                Capture::Trigger => Recorder::Trigger,
-                Capture::Hooks => Recorder::Hooks,
-            });
-        let library = create_or_join(builder).open().await?;
-        let quic = Arc::new(quic);
-        library.start(quic.clone()).await?;
-        Ok(Self { name: name.to_owned(), path, db, library, quic })
+        let library = create_or_join(builder(&db, capture)).open().await?;
+        let name = name.to_owned();
+        let mut device = Self { name, path, db, library, quic: None, key, peers, capture, sent_before: 0 };
+        device.come_back().await?;
+        Ok(device)
+    }
+
+    /// Its id.
+    pub(crate) fn id(&self) -> Option<DeviceId> {
+        self.library.status().borrow().device
+    }
+
+    /// Ends the network; the application goes on with its database, and what it writes is recorded.
+    pub(crate) async fn go_offline(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        self.library.shutdown().await;
+        if let Some(quic) = self.quic.take() {
+            self.sent_before += quic.stats().bytes_sent;
+            quic.close().await;
+        }
+        self.library = builder(&self.db, self.capture).existing().open().await?;
+        Ok(())
+    }
+
+    /// Starts the network, with the key that the device has always had.
+    pub(crate) async fn come_back(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let options = QuicOptions { listen, peers: self.peers.clone(), ..QuicOptions::default() };
+        let quic = Arc::new(Quic::bind(Identity::load_or_create(&self.key)?, options).await?);
+        self.library.start(quic.clone()).await?;
+        self.quic = Some(quic);
+        Ok(())
+    }
+
+    /// Waits until what is committed here is in the leader's log, and what that holds is here.
+    pub(crate) async fn is_level(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        match tokio::time::timeout(STALLED_AFTER, self.library.barrier()).await {
+            Ok(level) => Ok(level?),
+            Err(_) => {
+                let (seconds, status) = (STALLED_AFTER.as_secs(), self.library.status().borrow().clone());
+                let why = status.last_error.unwrap_or_else(|| format!("{:?}", status.link));
+                Err(format!("{} was not level after {seconds} seconds: {why}", self.name).into())
+            }
+        }
     }
 
     /// Waits until this device's log reaches `top`.
@@ -181,14 +213,28 @@ impl Device {
 
     async fn shutdown(self) -> Result<(String, PathBuf, u64), Box<dyn Error + Send + Sync>> {
         self.library.shutdown().await;
-        let sent = self.quic.stats().bytes_sent;
-        self.quic.close().await;
+        let mut sent = self.sent_before;
+        if let Some(quic) = &self.quic {
+            sent += quic.stats().bytes_sent;
+            quic.close().await;
+        }
         self.db.close().await?;
         Ok((self.name, self.path, sent))
     }
 }
 
-async fn bind(key: Identity, peers: Vec<Peer>) -> Result<Quic, Box<dyn Error + Send + Sync>> {
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    Ok(Quic::bind(key, QuicOptions { listen, peers, ..QuicOptions::default() }).await?)
+fn builder(db: &Connection, capture: Capture) -> LibraryBuilder {
+    Library::builder(db)
+        .model::<device::Entity>()
+        .model::<volume::Entity>()
+        .model::<location::Entity>()
+        .model::<content_identity::Entity>()
+        .model::<entry::Entity>()
+        .model::<tag::Entity>()
+        .model::<entry_tag::Entity>()
+        .model::<user_metadata::Entity>()
+        .capture(match capture {
+            Capture::Trigger => Recorder::Trigger,
+            Capture::Hooks => Recorder::Hooks,
+        })
 }

@@ -5,10 +5,13 @@
 //! ```
 //!
 //! It starts a leader and two followers on loopback QUIC with SQLite files in a temporary folder, indexes DIR
-//! while the followers follow, tags, renames, moves and deletes some of it, waits until all are level, shuts
-//! everything down, and then compares what the files hold. The parts that know nothing of sync are in
-//! `tests/src/file_manager`; what an application writes to embed tidelog is in `devices.rs`, and only there.
+//! while the followers follow, tags, renames, moves and deletes some of it, and waits until all are level. Then both
+//! followers go offline, all three edit the same and other things, and come back; it says who stands, and decides the
+//! one conflict that waits for a person. It shuts everything down, and compares what the files hold. The parts that know
+//! nothing of sync are in `tests/src/file_manager`; what an application writes to embed tidelog is in `devices.rs`, what
+//! it asks of conflicts in `apart.rs`, and only there.
 
+mod apart;
 mod bars;
 mod devices;
 
@@ -109,7 +112,7 @@ async fn follow(
 ) -> Result<Report, Box<dyn Error + Send + Sync>> {
     let bars = Bars::new();
     let mut phases = Phases::new();
-    let ring = Ring::start(folder, args.capture).await?;
+    let mut ring = Ring::start(folder, args.capture).await?;
     phases.end("start");
 
     let watching = ring.watch(&bars);
@@ -139,6 +142,11 @@ async fn follow(
     bars.say(&format!("level at entry {top}"));
     phases.end("level");
 
+    bars.say("both followers go offline; all three edit");
+    let reunion = apart::apart(&mut ring, indexed.location).await?;
+    bars.say("both followers are back, and all are level");
+    phases.end("apart");
+
     let closed = ring.shutdown().await?;
     phases.end("shutdown");
     let mut report = Report {
@@ -147,6 +155,7 @@ async fn follow(
         limited: indexed.limited.then_some(limit),
         skipped: indexed.skipped,
         skipped_named: indexed.skipped_named,
+        reunion: Some(reunion),
         ..Report::default()
     };
     for (name, path, bytes_sent) in closed {

@@ -330,7 +330,7 @@ async fn delete<C: ConnectionTrait>(db: &C, plan: &Plan, writes: Writes) -> Resu
 }
 
 /// Deletes an entry without children so that no cascade has anything to do: hooks do not see cascades.
-async fn delete_entry<C: ConnectionTrait>(db: &C, id: Uuid) -> Result<(), DbErr> {
+pub(super) async fn delete_entry<C: ConnectionTrait>(db: &C, id: Uuid) -> Result<(), DbErr> {
     for row in entry_tag::Entity::find().filter(entry_tag::Column::EntryId.eq(id)).all(db).await? {
         row.into_active_model().delete(db).await?;
     }

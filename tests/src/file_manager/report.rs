@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 
 use serde_json::json;
 
-use super::{digest::TableDigest, walk::Skipped};
+use super::{digest::TableDigest, reunion::Reunion, walk::Skipped};
 
 /// How many of the paths that could not be read the text names.
 const SKIPPED_SHOWN: usize = 10;
@@ -38,6 +38,8 @@ pub struct Report {
     pub skipped_named: Vec<Skipped>,
     /// The leader, then the followers.
     pub devices: Vec<DeviceReport>,
+    /// What became of what they edited apart.
+    pub reunion: Option<Reunion>,
     /// Seconds that each phase took, in order.
     pub phases: Vec<(&'static str, f64)>,
 }
@@ -61,6 +63,7 @@ impl Report {
             }
             found.extend(leader.tables.iter().filter_map(|table| difference(leader, table, follower)));
         }
+        found.extend(self.reunion.iter().flat_map(Reunion::differences));
         found
     }
 
@@ -90,7 +93,7 @@ impl Report {
         json!({
             "directory": self.directory, "capture": self.capture, "equal": differences.is_empty(),
             "differences": differences, "devices": devices, "seconds": seconds,
-            "limited": self.limited.is_some(), "skipped": self.skipped,
+            "apart": self.reunion.as_ref().map(Reunion::json), "limited": self.limited.is_some(), "skipped": self.skipped,
             "skipped_named": self.skipped_named.iter().map(|s| json!({
                 "path": s.path.to_string_lossy(), "reason": s.reason,
             })).collect::<Vec<_>>(),
@@ -173,6 +176,9 @@ fn difference(leader: &DeviceReport, table: &TableDigest, follower: &DeviceRepor
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write_reading(f)?;
+        if let Some(reunion) = &self.reunion {
+            write!(f, "{reunion}")?;
+        }
         self.write_tables(f)?;
         let mut phases = String::new();
         for (name, seconds) in &self.phases {

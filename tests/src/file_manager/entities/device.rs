@@ -15,6 +15,7 @@ pub struct Model {
     pub name: String,
     /// `linux`, `macos`, `windows`, …
     pub os: String,
+    #[sync(merge = "max")]
     pub last_seen: DateTimeUtc,
     #[sea_orm(has_many)]
     pub volumes: HasMany<super::volume::Entity>,

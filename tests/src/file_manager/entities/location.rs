@@ -17,6 +17,7 @@ pub struct Model {
     pub path: String,
     pub name: String,
     pub created_at: DateTimeUtc,
+    #[sync(merge = "max")]
     pub updated_at: DateTimeUtc,
     /// Entries that the last complete scan saved.
     pub scanned_entries: i64,

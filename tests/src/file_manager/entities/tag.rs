@@ -1,4 +1,5 @@
-//! A label that a person sticks on entries.
+//! A label that a person sticks on entries. There are few, and people care: two that were changed alike wait for somebody
+//! to decide.
 
 use sea_orm::entity::prelude::*;
 use tidelog::Syncable;
@@ -7,7 +8,7 @@ use tidelog::Syncable;
 #[sea_orm::model]
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
 #[sea_orm(table_name = "tags")]
-#[sync(model = "tag")]
+#[sync(model = "tag", merge = "manual")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,

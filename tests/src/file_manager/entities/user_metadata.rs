@@ -1,5 +1,5 @@
 //! What a person says about an entry. One to one, made when there is something to say. Compact
-//! format.
+//! format. What somebody wrote anew is not lost to somebody else's deletion.
 
 use sea_orm::entity::prelude::*;
 use tidelog::Syncable;
@@ -7,7 +7,13 @@ use tidelog::Syncable;
 /// A person's notes on an entry.
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel, Syncable)]
 #[sea_orm(table_name = "user_metadata")]
-#[sync(model = "user_metadata", after = "entry", merge = "fields", priority = "high")]
+#[sync(
+    model = "user_metadata",
+    after = "entry",
+    merge = "fields",
+    deletes = "update_wins",
+    priority = "high"
+)]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
@@ -19,6 +25,7 @@ pub struct Model {
     pub rating: Option<i32>,
     /// Whatever an extension of the file manager puts there.
     pub custom: Option<Json>,
+    #[sync(merge = "max")]
     pub updated_at: DateTimeUtc,
 }
 
