@@ -20,6 +20,9 @@ use crate::{
 /// overflows.
 const NUMBER_MAX: u64 = 1 << 62;
 
+/// Index of a change, its mark, its actor, and what it decides.
+type Note = (u32, Option<String>, Option<String>, Option<Decision>);
+
 /// [`Batch`] as it travels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Columns {
@@ -45,8 +48,8 @@ pub(crate) struct Columns {
     pub(super) follows: Vec<u16>,
     /// With the precedence of their roles.
     members: Vec<(DeviceId, u8)>,
-    /// Marks, actors and decisions, sparse: (index of the change, mark, actor, decision).
-    notes: Vec<(u32, Option<String>, Option<String>, Option<Decision>)>,
+    /// Marks, actors and decisions, sparse.
+    notes: Vec<Note>,
     /// Changes that rank by another stamp than theirs, sparse: (index of the change, by how much it is behind).
     ranks: Vec<(u32, u64)>,
     /// For each shape, its rows column by column.
