@@ -67,9 +67,6 @@ impl<'c> Appender<'c> {
 
     /// Appends one entry.
     pub(crate) fn push(&mut self, entry: &Entry) -> Result<(), Error> {
-        if self.term != Some(entry.term) {
-            self.push_term(entry)?;
-        }
         match &entry.body {
             Body::TermStart { .. } => self.push_plain(entry, None),
             Body::Member { device, role, .. } => {
@@ -89,7 +86,11 @@ impl<'c> Appender<'c> {
         }
     }
 
+    /// Notes a term that begins here, with whatever entry.
     fn push_term(&mut self, entry: &Entry) -> Result<(), Error> {
+        if self.term == Some(entry.term) {
+            return Ok(());
+        }
         let Term { number, leader, incarnation: Incarnation { counter, nonce } } = entry.term;
         self.conn
             .prepare_cached(
@@ -101,6 +102,7 @@ impl<'c> Appender<'c> {
     }
 
     fn push_plain(&mut self, entry: &Entry, data: Option<String>) -> Result<(), Error> {
+        self.push_term(entry)?;
         let (kind, n) = (entry.body.kind() as i64, entry.n.map(|n| n.0));
         self.conn
             .prepare_cached(
@@ -119,6 +121,7 @@ impl<'c> Appender<'c> {
         row: &LogRow,
         image: Option<&[Value]>,
     ) -> Result<(), Error> {
+        self.push_term(entry)?;
         let Numbered { model, layout } = self.numbers(&change.shape)?;
         let (seq, kind, n) = (entry.seq.0, change.effect() as i64, entry.n.map(|n| n.0));
         let record = row.record(change);
