@@ -270,3 +270,194 @@ pub(crate) fn lay_over(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "in a test, a failure is a panic")]
+
+    use std::collections::BTreeMap;
+
+    use sea_orm::ConnectionTrait;
+    use sea_orm_migration::MigratorTrait;
+
+    use super::*;
+    use crate::{
+        apply::{Applied, Arrived, Rows, apply},
+        entry::{Batch, Body, Entry, Group},
+        id::{DeviceId, Incarnation, LibraryId, Origin, OriginSeq, Position, Seq, Term},
+        model::{ModelDescriptor, Recorder},
+        pending::PushedUpTo,
+        seal,
+        store::Store,
+        term::{self, Entrance},
+        world::Machine,
+    };
+
+    #[allow(unreachable_pub, reason = "SeaORM has entities public")]
+    mod note {
+        use sea_orm::entity::prelude::*;
+
+        #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, tidelog_macros::Syncable)]
+        #[sea_orm(table_name = "notes")]
+        #[sync(crate = "crate", merge = "fields")]
+        pub struct Model {
+            #[sea_orm(primary_key, auto_increment = false)]
+            pub id: String,
+            pub text: String,
+            pub rank: i64,
+            #[sync(merge = "sum")]
+            pub count: i64,
+        }
+
+        #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+        pub enum Relation {}
+    }
+
+    const LEADER: DeviceId = DeviceId([1; 32]);
+    const LEAD: Term = Term { number: 1, leader: LEADER, incarnation: Incarnation { counter: 1, nonce: 0 } };
+
+    /// A follower, and the leader's log as far as it has it.
+    struct Follower {
+        store: Store,
+        application: rusqlite::Connection,
+        top: Seq,
+    }
+
+    impl Follower {
+        async fn open(folder: &std::path::Path) -> Self {
+            let path = folder.join("db");
+            let db = crate::connect(&format!("sqlite://{}?mode=rwc", path.display())).await.unwrap();
+            let table = "CREATE TABLE notes (id TEXT NOT NULL PRIMARY KEY, text TEXT NOT NULL, rank INTEGER NOT NULL, count INTEGER NOT NULL)";
+            db.execute_unprepared(table).await.unwrap();
+            tidelog_migration::SyncMigrator::up(db.plain(), None).await.unwrap();
+            db.close().await.unwrap();
+            let model = ModelDescriptor::of::<note::Model>().unwrap();
+            let mut store = Store::open(&path, vec![(model, Recorder::Trigger)], Arc::new(Machine)).unwrap();
+            let library = LibraryId(uuid::Uuid::from_u128(5));
+            store.transaction(|tx| term::enter(tx, Entrance::Join(library))).unwrap();
+            store.transaction(|tx| term::start(tx, DeviceId([2; 32]), &BTreeMap::new())).unwrap();
+            let application = rusqlite::Connection::open(&path).unwrap();
+            Self { store, application, top: Seq(0) }
+        }
+
+        fn write(&mut self, sql: &str) {
+            self.application.execute_batch(sql).unwrap();
+            self.store.transaction(seal::seal_all).unwrap();
+        }
+
+        /// Applies the leader's changes as one batch.
+        fn take(&mut self, changes: Vec<Change>) {
+            let first = self.top.next();
+            let last = Seq(self.top.0 + changes.len() as u64);
+            let group = Group {
+                origin: Origin(uuid::Uuid::from_u128(9)),
+                device: LEADER,
+                tag: first.0,
+                base: Position::EMPTY,
+                seen: Vec::new(),
+                first_n: OriginSeq(first.0),
+                last_n: OriginSeq(last.0),
+                first,
+                last,
+            };
+            self.take_as(group, changes);
+        }
+
+        fn take_as(&mut self, group: Group, changes: Vec<Change>) {
+            let after = match self.top {
+                Seq(0) => Position::EMPTY,
+                seq => Position { term: LEAD, seq },
+            };
+            let entries = (0..).zip(changes).map(|(i, change)| Entry {
+                seq: Seq(group.first.0 + i),
+                term: LEAD,
+                n: Some(OriginSeq(group.first_n.0 + i)),
+                body: Body::Change(change),
+            });
+            let last = group.last;
+            let mut arrived = Arrived::of(Batch { after, entries: entries.collect(), groups: vec![group] });
+            let applied =
+                self.store.transaction(|tx| apply(tx, LEAD, &mut arrived, &[], Rows::AsTheyCome, None));
+            assert_eq!(applied.unwrap(), Applied::To(Position { term: LEAD, seq: last }));
+            self.top = last;
+        }
+
+        fn is_hidden(&mut self, change: &Change) -> bool {
+            let hidden =
+                self.store.transaction(|tx| Ok(Overlay::new(tx).layers(tx, change)?.hide(tx, change)));
+            hidden.unwrap()
+        }
+
+        fn note(&self) -> String {
+            let sql = "SELECT text || ' ' || rank || ' ' || count FROM notes";
+            self.application.query_row(sql, [], |row| row.get(0)).unwrap()
+        }
+    }
+
+    fn change(store: &Store, text: &str, rank: i64, count: i64, fields: Option<Vec<u16>>) -> Change {
+        let row = vec![
+            Value::Text(b"n".to_vec()),
+            Value::Text(text.into()),
+            Value::Integer(rank),
+            Value::Integer(count),
+        ];
+        Change {
+            shape: Arc::clone(&store.models()[0].shape),
+            record: "n".into(),
+            kind: EntryKind::Upsert,
+            existed: fields.is_some(),
+            fields,
+            row,
+            before: None,
+            stamp: 1,
+            rank: None,
+            at: 1,
+            mark: None,
+            actor: None,
+            decides: None,
+            outcome: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_written_under_a_pending_change_shows_when_that_goes_and_beside_it_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut follower = Follower::open(folder.path()).await;
+        let of = |follower: &Follower, text: &str, rank, count, fields: &[u16]| {
+            change(&follower.store, text, rank, count, Some(fields.to_vec()))
+        };
+        let inserted = change(&follower.store, "first", 0, 0, None);
+        follower.take(vec![inserted]);
+        follower.write("UPDATE notes SET text = 'mine', count = count + 1");
+
+        let under = of(&follower, "theirs", 0, 0, &[1]);
+        assert!(follower.is_hidden(&under));
+        follower.take(vec![under]);
+        assert_eq!(follower.note(), "mine 0 1");
+
+        let beside = of(&follower, "theirs", 7, 0, &[2]);
+        assert!(!follower.is_hidden(&beside));
+        // The second replaces the first one's image, and is not alone with what is pending.
+        let both = vec![beside, of(&follower, "again", 7, 0, &[1])];
+        follower.take(both);
+        assert_eq!(follower.note(), "mine 7 1");
+
+        let added = of(&follower, "again", 7, 10, &[3]);
+        assert!(!follower.is_hidden(&added), "what adds up does not hide what it adds to");
+        follower.take(vec![added]);
+        assert_eq!(follower.note(), "mine 7 11");
+
+        let push = follower.store.transaction(|tx| pending::read(tx.conn, tx.models, &PushedUpTo::NOTHING));
+        let Batch { mut groups, mut entries, .. } = push.unwrap().unwrap().batch;
+        let mut group = groups.remove(0);
+        (group.first, group.last) = (follower.top.next(), follower.top.next());
+        let Body::Change(mut own) = entries.remove(0).body else { panic!("another entry is pending") };
+        own.outcome = Some(Box::new(crate::entry::Outcome {
+            effect: resolve::Effect::None,
+            dropped: Vec::new(),
+            refused: Some("not this time".into()),
+        }));
+        follower.take_as(group, vec![own]);
+        assert_eq!(follower.note(), "again 7 10", "the log's own, once nothing is pending");
+    }
+}
