@@ -193,11 +193,7 @@ impl<'c> Known<'c> {
         }
         drop(rows);
         let has_tombstone = matches!(since.last(), Some((_, _, Did::Delete)));
-        let horizon: u64 = tx
-            .conn
-            .prepare_cached("SELECT gc_horizon FROM sync_replica WHERE id = 1")?
-            .query_row([], |row| row.get(0))?;
-        let may_be_forgotten = row.is_none() && !has_tombstone && group.base.seq.0 < horizon;
+        let may_be_forgotten = row.is_none() && !has_tombstone && group.base.seq.0 < gc_horizon(tx)?;
         Ok(Self { row, since, may_be_forgotten, change })
     }
 
@@ -258,6 +254,12 @@ fn indices_in(shape: &Shape, layout: &Shape, fields: &[u16]) -> Vec<u16> {
     let place =
         |name: &String| shape.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());
     fields.iter().filter_map(name).filter_map(place).collect()
+}
+
+/// Below this seq deletions may be forgotten.
+fn gc_horizon(tx: &Tx<'_>) -> Result<u64, Error> {
+    let mut statement = tx.conn.prepare_cached("SELECT gc_horizon FROM sync_replica WHERE id = 1")?;
+    Ok(statement.query_row([], |row| row.get(0))?)
 }
 
 /// Whose change an entry is. One that a cascade made has no number of its own: it counts as its group's.
