@@ -5,7 +5,7 @@
 //! to make, has no effect; its entry keeps its values and says why. Changes of one atomic mark stand or fall together.
 //!
 //! Foreign keys are checked when the whole group is there, since its rows may refer to each other in a circle. A change
-//! that then refers to nothing is refused, and the group is gone through once more without it.
+//! that then refers to nothing is refused, and the group is gone through once more without it. So is one that makes a circle of a tree.
 
 use std::collections::HashMap;
 
@@ -24,6 +24,7 @@ use crate::{
     seal, standing,
     store::{Replica, Tx, origin_row},
     term,
+    tree::{self, Moves},
     value::Value,
 };
 
@@ -197,6 +198,8 @@ struct Pass {
     wrote: Vec<Wrote>,
     /// Those that have an atomic mark.
     marks: Vec<(OriginSeq, String)>,
+    /// What came below another row of a tree.
+    moves: Moves,
 }
 
 /// What is asked of a change once the whole group is there.
@@ -262,6 +265,7 @@ impl Pass {
         let (Some(model), Some(mut writer)) = (model, Writer::new(tx, &change.shape)?) else {
             return Ok(Vec::new());
         };
+        let parent = tree::parent(tx, change)?;
         tx.conn.prepare_cached("SAVEPOINT written")?.execute([])?;
         let written = writer.replace(change);
         match written {
@@ -275,7 +279,7 @@ impl Pass {
             }
             Err(error) => return Err(error),
         };
-        let derived = seal::derived(tx, &change.shape.model, &change.record)?
+        let derived: Vec<Change> = seal::derived(tx, &change.shape.model, &change.record)?
             .into_iter()
             .map(|derived| Change {
                 stamp: change.stamp,
@@ -284,18 +288,22 @@ impl Pass {
                 ..derived
             })
             .collect();
+        self.moves.note(tx, n, change, parent.as_ref(), &derived)?;
         self.wrote.push(Wrote::of(tx, n, model, change));
         Ok(derived)
     }
 
-    /// What this way through has shown that must be refused in the next: rows that refer to nothing, and what shares an
-    /// atomic mark with a change that is refused.
+    /// What this way through has shown that must be refused in the next: rows that refer to nothing, rows above
+    /// themselves, and what shares an atomic mark with a change that is refused.
     fn found_unsound(&self, tx: &Tx<'_>, refused: &Refused) -> Result<Refused, Error> {
         let mut found = Refused::new();
         for wrote in &self.wrote {
             if let Some(reason) = wrote.left_unsound(tx)? {
                 found.insert(wrote.n, reason);
             }
+        }
+        for (n, reason) in self.moves.found_unsound(tx)? {
+            found.entry(n).or_insert(reason);
         }
         let all = |n: &OriginSeq| {
             found.get(n).or_else(|| self.refused.get(n)).or_else(|| refused.get(n)).map(String::as_str)

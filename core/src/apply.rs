@@ -26,6 +26,7 @@ use crate::{
     pending, seal,
     sql::{Bound, bind, read_value},
     store::{Model, Replica, RowSql, Tx, origin_row},
+    tree,
     value::Value,
     wire::Message,
 };
@@ -187,7 +188,7 @@ pub(crate) fn apply(
         tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 1 WHERE id = 1")?.execute([])?;
     }
     let position = append(tx, replica, parts, arrived, rows, has_pending)?;
-    if rows == Rows::StepOutFirst {
+    if rows == Rows::StepOutFirst || (has_pending && shows_circle(tx, parts, arrived)?) {
         write_stepping_out(tx, parts, arrived, has_pending)?;
     }
     if has_pending && (parts == Parts::Staged || deletes(&arrived.batch)) {
@@ -392,6 +393,19 @@ fn write_stepping_out(
 
 fn deletes(batch: &Batch) -> bool {
     batch.entries.iter().any(|entry| entry.body.kind() == EntryKind::Delete)
+}
+
+/// Whether what is pending here and what came make a circle of a tree: one of the two has to step out.
+fn shows_circle(tx: &Tx<'_>, parts: Parts, arrived: &Arrived) -> Result<bool, Error> {
+    let mut shows = false;
+    each_part(tx, parts, arrived, |tx, part| {
+        for entry in &part.batch.entries {
+            let Body::Change(change) = &entry.body else { continue };
+            shows = shows || tree::is_in_circle(tx, change)?;
+        }
+        Ok(())
+    })?;
+    Ok(shows)
 }
 
 /// Whether a statement met a constraint of the database.

@@ -19,6 +19,7 @@ use crate::{
     seal,
     sql::{Bound, read_value},
     store::{Model, Tx},
+    tree,
     value::Value,
 };
 
@@ -235,14 +236,19 @@ fn make(tx: &mut Tx<'_>, change: Change, what: String) -> Result<(), Error> {
         && let Some(mut writer) = Writer::new(tx, &change.shape)?
     {
         tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 2 WHERE id = 1")?.execute([])?;
+        let parent = tree::parent(tx, change)?;
         writer.replace(change).map_err(|error| match error {
             Error::Database { source, .. } if is_constraint_code(&source) => not_decided(
-                what,
+                what.clone(),
                 &format!("the database here does not take it ({source})"),
                 "Change what is in its way first, or decide otherwise",
             ),
             other => other,
         })?;
+        if tree::closes_circle(tx, change, parent.as_ref())? {
+            let remedy = "Move what it would be in first, or decide otherwise";
+            return Err(not_decided(what, "the record would be above itself in its tree", remedy));
+        }
         let derived = seal::derived(tx, &change.shape.model, &change.record)?;
         tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 0 WHERE id = 1")?.execute([])?;
         changes.extend(derived);

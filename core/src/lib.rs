@@ -136,6 +136,7 @@ mod term;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transport;
+mod tree;
 pub mod value;
 pub mod why;
 mod wire;
@@ -200,6 +201,7 @@ pub use status::{AppliedChange, ChangeKind, Follower, Link, Role, Status};
 /// | `deletes = "delete_wins"` | deletion against update: `delete_wins` (the default), `update_wins`, `manual` |
 /// | `priority = "normal"` | when changes are pushed: `critical`, `high`, `normal` (the default), `low` |
 /// | `id = "column"` | unique UUID column that names the record where the key is an integer that the database counts up |
+/// | `tree = "parent_id"` | the rows form a forest by this column, which holds the key of a row's parent, or NULL: a pushed change that would put a record above itself is refused |
 /// | `should_sync = "path"` | `fn(&Model) -> bool`: whether a row is for other devices too |
 /// | `hooks` | your own hooks beside tidelog's, see [`Hooks`] |
 /// | `behavior = "own"` | no `ActiveModelBehavior`: you write it, with the calls that [`behavior`] shows |
@@ -216,6 +218,10 @@ pub use status::{AppliedChange, ChangeKind, Follower, Link, Role, Status};
 /// | `created_at` | gets the time of the insert, see [`metadata`] |
 /// | `updated_at` | gets the time of every save that changes the record |
 /// | `soft_delete` | marks deleted records, which stay: [`SoftDelete`], [`FindLive`] |
+///
+/// What is written on a device itself is never refused there, and a `tree` does not change that: on the leader a circle that
+/// the application wrote stands, and goes to everybody; on a follower it is refused when it is pushed, and the follower's row
+/// goes back. An application that moves rows looks upwards first, in the transaction that moves them.
 pub use tidelog_macros::Syncable;
 
 /// What the derive's code needs to be found under a path that the application need not know.

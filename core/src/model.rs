@@ -20,6 +20,7 @@ use sea_orm::{
 
 use crate::{
     metadata::Metadata,
+    tree,
     value::{self, Value},
 };
 
@@ -127,6 +128,8 @@ pub struct SyncOptions {
     pub priority: Priority,
     /// Column that names the record on all devices where the primary key is an integer of this device.
     pub id: Option<&'static str>,
+    /// Column that names the row's parent, where the rows form a forest by it.
+    pub tree: Option<&'static str>,
     /// Columns that never leave this device and are never overwritten.
     pub local: &'static [&'static str],
     /// Columns with a reducer of their own.
@@ -149,6 +152,7 @@ impl Default for SyncOptions {
             recorder: Recorder::default(),
             priority: Priority::default(),
             id: None,
+            tree: None,
             local: &[],
             reducers: &[],
             defaults: Vec::new(),
@@ -291,6 +295,7 @@ impl ModelDescriptor {
             .iter()
             .chain(options.id.iter())
             .chain(options.metadata.columns())
+            .chain(options.tree.iter())
             .chain(options.reducers.iter().map(|(name, _)| name))
             .chain(options.defaults.iter().map(|(name, _)| name));
         if let Some(unknown) = named.into_iter().find(|name| !names.contains(name)) {
@@ -372,7 +377,16 @@ impl ModelDescriptor {
                 reducer: options.reducers.iter().find(|(name, _)| *name == c.as_str()).map(|(_, r)| *r),
             })
             .collect();
-        let key = key_names.iter().filter_map(|name| fields.iter().position(|f| f.name == *name)).collect();
+        let key: Vec<usize> =
+            key_names.iter().filter_map(|name| fields.iter().position(|f| f.name == *name)).collect();
+        if let Some((parent, mistake)) =
+            options.tree.and_then(|p| Some((p, tree::mistake(p, &fields, &key)?)))
+        {
+            return Err(error(
+                format!("the column `{parent}`, by which its rows form a tree, {mistake}"),
+                "Name the column that holds the key of the row's parent, or NULL",
+            ));
+        }
         let references = <M::Entity as EntityTrait>::Relation::iter()
             .map(|relation| relation.def())
             .filter(|def| !def.is_owner)

@@ -1,8 +1,9 @@
 //! Overlay: a follower's table shows the log's rows with the device's own pending changes laid over them, so that what
 //! its user wrote does not flicker while the leader has yet to see it.
 //!
-//! A pending change whose row does not fit beside what the leader holds, as when both gave the same unique value, leaves
-//! its table: the record shows what the log says, the change stays pending, marked as blocked, and the leader answers it.
+//! A pending change whose row does not fit beside what the leader holds, as when both gave the same unique value, or moved
+//! two rows of a tree below each other, leaves its table: the record shows what the log says, the change stays pending, marked
+//! as blocked, and the leader answers it.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -17,6 +18,7 @@ use crate::{
     pending, resolve,
     sql::Bound,
     store::Tx,
+    tree,
     value::Value,
 };
 
@@ -256,8 +258,9 @@ pub(crate) fn lay_over(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
         let layers = overlay.layers(tx, record)?;
         let Some(overlaid) = layers.over(tx, &overlay.logged(tx, record)?)? else { continue };
         tx.conn.prepare_cached("SAVEPOINT laid_over")?.execute([])?;
+        let parent = tree::parent(tx, record)?;
         let fits = match writer.replace(&overlaid) {
-            Ok(()) => true,
+            Ok(()) => !tree::closes_circle(tx, record, parent.as_ref())?,
             Err(error) if is_constraint(&error) => false,
             Err(error) => return Err(error),
         };

@@ -28,6 +28,7 @@ use crate::{
     model::{ModelDescriptor, Recorder},
     references::References,
     sql::read_value,
+    tree::Tree,
     value::{self, Value},
     world::World,
 };
@@ -51,6 +52,8 @@ pub(crate) struct Model {
     pub(crate) fills: Vec<Value>,
     /// The table's foreign keys, its own and those of others to it.
     pub(crate) references: References,
+    /// Where its rows form a forest.
+    pub(crate) tree: Option<Tree>,
 }
 
 /// Statements over one table, parameters in the order of the model's fields (insert, upsert) or of its key (the others).
@@ -71,7 +74,8 @@ impl Model {
         let shape = Arc::new(Shape::of(&descriptor));
         let sql = RowSql::of(&descriptor);
         let fills = descriptor.fields.iter().map(|f| f.default.clone().unwrap_or_default()).collect();
-        Self { descriptor, recorder, shape, sql, fills, references: References::default() }
+        let tree = Tree::of(&descriptor);
+        Self { descriptor, recorder, shape, sql, fills, references: References::default(), tree }
     }
 
     /// Looks in the table for what the model does not say: the column's constant default, or, where NULL may not be,

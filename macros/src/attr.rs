@@ -20,6 +20,7 @@ const MODEL_KEYS: &[&str] = &[
     "deletes",
     "priority",
     "id",
+    "tree",
     "should_sync",
     "hooks",
     "behavior",
@@ -54,6 +55,7 @@ pub(crate) struct ModelAttrs {
     pub(crate) deletes: Option<Choice>,
     pub(crate) priority: Option<Choice>,
     pub(crate) id: Option<LitStr>,
+    pub(crate) tree: Option<LitStr>,
     pub(crate) should_sync: Option<Path>,
     pub(crate) hooks: Option<Span>,
     pub(crate) behavior_own: Option<Span>,
@@ -127,6 +129,7 @@ impl ModelAttrs {
             "deletes" => once(&mut self.deletes, &item, item.choice("deletion policy", DELETES, "")?),
             "priority" => once(&mut self.priority, &item, item.choice("priority", PRIORITIES, "")?),
             "id" => once(&mut self.id, &item, item.text("\"uuid_column\"")?),
+            "tree" => once(&mut self.tree, &item, item.text("\"parent_id\"")?),
             "should_sync" => {
                 once(&mut self.should_sync, &item, item.path("fn should_sync(model: &Model) -> bool")?)
             }

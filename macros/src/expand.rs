@@ -116,6 +116,11 @@ fn options(model: &Model<'_>, krate: &TokenStream) -> TokenStream {
     });
     let id =
         attrs.id.as_ref().and_then(named).map(|id| quote!(options.id = ::core::option::Option::Some(#id);));
+    let tree = attrs
+        .tree
+        .as_ref()
+        .and_then(named)
+        .map(|column| quote!(options.tree = ::core::option::Option::Some(#column);));
     let asks = attrs.should_sync.is_some().then(|| quote!(options.asks_should_sync = true;));
 
     let local: Vec<_> = model.fields.iter().filter(|f| f.attrs.local.is_some()).map(column).collect();
@@ -148,7 +153,7 @@ fn options(model: &Model<'_>, krate: &TokenStream) -> TokenStream {
             quote!(options.metadata.#place = ::core::option::Option::Some(#column);)
         })
     });
-    let settings = [version, after, policy, deletes, priority, recorder, id, asks, local, reducers];
+    let settings = [version, after, policy, deletes, priority, recorder, id, tree, asks, local, reducers];
     let settings: Vec<_> = settings.into_iter().flatten().chain(defaults).chain(metadata).collect();
     if settings.is_empty() {
         return TokenStream::new();

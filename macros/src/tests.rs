@@ -45,6 +45,7 @@ fn with(sync: &proc_macro2::TokenStream) -> DeriveInput {
             pub last_seen: Option<DateTimeUtc>,
             #[sync(local)]
             pub mount_point: Option<String>,
+            pub inside: Option<uuid::Uuid>,
         }
     }
 }
@@ -96,6 +97,7 @@ fn every_attribute_of_a_model_is_known() {
         quote!(priority = "low"),
         quote!(should_sync = "Self::is_shared", capture = "hooks"),
         quote!(capture = "trigger"),
+        quote!(tree = "inside"),
         quote!(hooks),
         quote!(behavior = "own"),
         quote!(crate = "crate::reexport"),
@@ -333,6 +335,48 @@ fn fields_that_are_filled_are_named_and_their_types_left_to_the_compiler() {
     );
     let stand_in = crate::derive(&own).to_string();
     assert!(stand_in.contains("SoftDelete for Model"), "a mistake is not one error per query: {stand_in}");
+}
+
+#[test]
+fn a_tree_is_named_by_the_column_of_the_parents_key() {
+    one_mistake(&with(&quote!(tree = "parent")), &["`tree`", "`parent`", "`inside`"]);
+    one_mistake(&with(&quote!(tree = "id")), &["`id`", "the record itself", "its parent"]);
+    one_mistake(&with(&quote!(tree = "name")), &["`name` is `String`", "`Option<Uuid>`"]);
+    one_mistake(&with(&quote!(tree = "seen_at")), &["`Option<DateTimeUtc>`", "`Option<Uuid>`"]);
+    one_mistake(&with(&quote!(tree = "mount_point")), &["`mount_point`", "local"]);
+    one_mistake(&with(&quote!(tree = 7)), &["`tree` takes a text", "tree = \"parent_id\""]);
+    one_mistake(&with(&quote!(tree = "inside", tree = "inside")), &["`tree`", "second time"]);
+    one_mistake(
+        &with_field(&quote!(#[sync(tree = "parent")] pub parent: Option<Uuid>)),
+        &["`tree`", "on the struct"],
+    );
+    let tree = quote!(#[sync(tree = "name")]);
+    let several = quote!(#[sea_orm(primary_key)] pub a: i64, #[sea_orm(primary_key)] pub b: i64,);
+    one_mistake(&with_key(&tree, &several), &["`name`", "several"]);
+    let counted: DeriveInput = parse_quote! {
+        #[sea_orm(table_name = "t")]
+        #[sync(id = "uuid", tree = "parent")]
+        pub struct Model {
+            #[sea_orm(primary_key)]
+            pub id: i32,
+            pub uuid: Uuid,
+            pub parent: Option<i32>,
+        }
+    };
+    one_mistake(&counted, &["`parent` is `Option<i32>`", "`Option<Uuid>`"]);
+    let reduced: DeriveInput = parse_quote! {
+        #[sea_orm(table_name = "t")]
+        #[sync(tree = "parent")]
+        pub struct Model {
+            #[sea_orm(primary_key, auto_increment = false)]
+            pub id: i64,
+            #[sync(merge = "max")]
+            pub parent: Option<i64>,
+        }
+    };
+    one_mistake(&reduced, &["`parent`", "cannot be reduced"]);
+    let right = expanded(&with(&quote!(tree = "inside")));
+    assert!(right.contains("options . tree = :: core :: option :: Option :: Some"), "{right}");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! What the parts of a model must not say together.
 
 use proc_macro2::Span;
-use syn::{Data, DeriveInput, Type, ext::IdentExt};
+use quote::ToTokens;
+use syn::{Data, DeriveInput, GenericArgument, PathArguments, Type, ext::IdentExt};
 
 use crate::{
     ast::{Field, Model, type_text},
@@ -13,6 +14,7 @@ pub(crate) fn model(model: &Model<'_>) -> syn::Result<()> {
     sync_id(model, &mut errors);
     key(model, &mut errors);
     policies(model, &mut errors);
+    tree(model, &mut errors);
     behavior(model, &mut errors);
     fields(model, &mut errors);
     metadata(model, &mut errors);
@@ -114,6 +116,56 @@ fn policies(model: &Model<'_>, errors: &mut Errors) {
             Some(_) => {}
         }
     }
+}
+
+fn tree(model: &Model<'_>, errors: &mut Errors) {
+    let Some(tree) = &model.attrs.tree else { return };
+    let name = tree.value();
+    let Some(parent) = model.field_named(&name) else {
+        errors.at(tree.span(), no_such_field(model, "tree", &name));
+        return;
+    };
+    let mut key = model.fields.iter().filter(|field| is_sync_key(model, field));
+    // That there is none is told elsewhere.
+    let Some(first) = key.next() else { return };
+    let mistake = if std::ptr::eq(parent, first) || key.any(|field| std::ptr::eq(parent, field)) {
+        format!("`{name}` names the record itself: name the column that holds the key of its parent")
+    } else if model.fields.iter().filter(|field| is_sync_key(model, field)).count() > 1 {
+        format!("`{name}` is one column, and the key has several, so it names no parent: remove `tree`")
+    } else if parent.attrs.local.is_some() {
+        format!("`{name}` is local, so no other device knows the parent: remove #[sync(local)] from it")
+    } else if parent.attrs.merge.is_some() {
+        format!("`{name}` names a parent, which cannot be reduced: remove #[sync(merge = \"…\")] from it")
+    } else if optional(parent.ty).is_none_or(|ty| last_name(ty) != last_name(first.ty)) {
+        let key = type_text(first.ty);
+        format!(
+            "`{name}` is `{}`, and a parent is named by its key, a root by none: make it `Option<{key}>`",
+            type_text(parent.ty)
+        )
+    } else {
+        return;
+    };
+    errors.at(tree.span(), mistake);
+}
+
+/// What an `Option` holds.
+fn optional(ty: &Type) -> Option<&Type> {
+    let Type::Path(path) = ty else { return None };
+    let last = path.path.segments.last().filter(|last| last.ident == "Option")?;
+    let PathArguments::AngleBracketed(arguments) = &last.arguments else { return None };
+    match arguments.args.first()? {
+        GenericArgument::Type(ty) => Some(ty),
+        _ => None,
+    }
+}
+
+/// A type without the path to it, which may be written in several ways.
+fn last_name(ty: &Type) -> String {
+    match ty {
+        Type::Path(path) => path.path.segments.last().map(|last| last.to_token_stream().to_string()),
+        _ => None,
+    }
+    .unwrap_or_else(|| type_text(ty))
 }
 
 fn behavior(model: &Model<'_>, errors: &mut Errors) {

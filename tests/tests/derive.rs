@@ -633,6 +633,8 @@ fn a_model_by_hand_that_cannot_be_synced_is_refused_clearly() {
                 1 => SyncOptions { local: &["id"], ..plain },
                 2 => SyncOptions { defaults: vec![("name", 7.into())], ..plain },
                 3 => SyncOptions { defaults: vec![("name", None::<String>.into())], ..plain },
+                4 => SyncOptions { tree: Some("parent"), ..plain },
+                5 => SyncOptions { tree: Some("name"), ..plain },
                 _ => SyncOptions { defaults: vec![("nmae", "x".into())], ..plain },
             }
         }
@@ -649,7 +651,12 @@ fn a_model_by_hand_that_cannot_be_synced_is_refused_clearly() {
         (refused::<1>(), ["`id` is local", "Remove #[sync(local)]"]),
         (refused::<2>(), ["`name` is stored as Integer(7), which is no String", "the field's own type"]),
         (refused::<3>(), ["`name` is stored as Null", "the field's own type"]),
-        (refused::<4>(), ["`nmae`", "id, name"]),
+        (refused::<4>(), ["`parent`", "id, name"]),
+        (
+            refused::<5>(),
+            ["`name`, by which its rows form a tree, may not be NULL", "key of the row's parent"],
+        ),
+        (refused::<6>(), ["`nmae`", "id, name"]),
     ] {
         for part in parts.into_iter().chain(["model `mistaken`", "nothing was changed"]) {
             assert!(error.contains(part), "`{error}` does not say `{part}`");
