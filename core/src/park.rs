@@ -174,7 +174,7 @@ pub(crate) struct Writer {
 }
 
 /// Who wrote a field of the change's record last before `seq`, or without a field the record; `None` where the log does
-/// not say.
+/// not say. Whoever brought a record back that had been deleted wrote all of it.
 pub(crate) fn last_writer(
     conn: &Connection,
     change: &Change,
@@ -187,19 +187,23 @@ pub(crate) fn last_writer(
             AND e.kind IN (1, 2) ORDER BY e.seq DESC",
     )?;
     let mut rows = statement.query(params![change.shape.model, RecordId(&change.record), seq.0])?;
+    let mut after = None;
     while let Some(row) = rows.next()? {
+        let (seq, n): (u64, Option<u64>) = (row.get(0)?, row.get(1)?);
+        let entry = (Seq(seq), n.map(OriginSeq), row.get(2)?);
+        let deletes = row.get::<_, i64>(3)? == 2;
         let names: Option<String> = row.get(4)?;
         let wrote = match (field, names) {
             (None, _) | (_, None) => true,
             (Some(field), Some(names)) => {
-                row.get::<_, i64>(3)? == 2
-                    || crate::capture::names_from_json(&names)?.iter().any(|n| n == field)
+                deletes || crate::capture::names_from_json(&names)?.iter().any(|n| n == field)
             }
         };
         if wrote {
-            let (seq, n): (u64, Option<u64>) = (row.get(0)?, row.get(1)?);
-            return writer_at(conn, Seq(seq), n.map(OriginSeq), row.get(2)?);
+            let (seq, n, at) = after.filter(|_| deletes).unwrap_or(entry);
+            return writer_at(conn, seq, n, at);
         }
+        after = Some(entry);
     }
     Ok(None)
 }

@@ -13,7 +13,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::HashMap, fmt::Write};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Write,
+};
 
 use tidelog::{
     Conflict, DeadLetter, Row as Columns,
@@ -222,6 +225,8 @@ struct Found {
     rows: HashMap<(&'static str, String), Row>,
     conflicts: HashMap<(String, String), Vec<Conflict>>,
     letters: HashMap<(String, String), Vec<DeadLetter>>,
+    /// Entries that are deletions.
+    deletions: HashSet<u64>,
 }
 
 impl Found {
@@ -229,7 +234,12 @@ impl Found {
     async fn behind(trio: &Trio, after: Seq) -> Self {
         let device = trio.device(Who::Leader);
         let file = device.file();
-        let mut found = Self { rows: HashMap::new(), conflicts: HashMap::new(), letters: HashMap::new() };
+        let mut found = Self {
+            rows: HashMap::new(),
+            conflicts: HashMap::new(),
+            letters: HashMap::new(),
+            deletions: HashSet::new(),
+        };
         for spec in SPECS {
             let mut statement = file.prepare(&format!("SELECT id, x, y, z FROM {}", spec.table)).unwrap();
             let read =
@@ -238,6 +248,8 @@ impl Found {
                 found.rows.insert((spec.table, id), row);
             }
         }
+        let mut statement = file.prepare("SELECT seq FROM sync_log WHERE kind = 'delete'").unwrap();
+        found.deletions = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
         for conflict in conflicts_behind(device, after).await {
             let key = (conflict.model.clone(), conflict.record.clone());
             found.conflicts.entry(key).or_default().push(conflict);
@@ -262,6 +274,13 @@ impl Found {
         assert_eq!(!conflicts.is_empty(), is_contested, "there is a conflict where there is one: {about}");
         for conflict in conflicts {
             assert_sound(spec, story, conflict, &about);
+            // A value is of somebody who wrote it, not of who deleted the record before it came back.
+            let by_deletion = conflict.local.seq.is_some_and(|seq| self.deletions.contains(&seq.0));
+            assert!(
+                conflict.field.is_none() || !by_deletion,
+                "{}",
+                told(std::slice::from_ref(conflict), &[])
+            );
         }
         let refused: Vec<DeviceId> = story.refused.iter().map(|c| c.who.device()).collect();
         let dead: Vec<DeviceId> = letters.iter().map(|letter| letter.device).collect();
