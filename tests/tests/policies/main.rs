@@ -7,6 +7,8 @@
 //! promises (`oracle.rs`); and with every value that anybody saved in the row, in a conflict, or in a dead letter, unless
 //! somebody who had seen it wrote over it.
 //!
+//! And what a device wrote over knowingly, its own or another's, is in no conflict, whatever the policy and the clock.
+//!
 //! - `models.rs`: one table for each policy, all alike
 //! - `oracle.rs`: what the policies promise
 //! - `merging.rs`: reducers, and custom merges that fail
@@ -26,7 +28,8 @@ use tidelog::{
     value::Value,
 };
 use tidelog_tests::{
-    scene::Device,
+    devices::eventually,
+    scene::{Device, text},
     trio::{Trio, Who},
 };
 
@@ -397,6 +400,53 @@ fn holds(row: Option<&Columns>, field: usize, saved: &str) -> bool {
         Some(Value::Text(text)) => std::str::from_utf8(text).unwrap().split('+').any(|word| word == saved),
         _ => false,
     }
+}
+
+#[tokio::test]
+async fn who_has_seen_a_change_writes_over_it_under_every_policy() {
+    let trio = Trio::set(&models::schema(), models::register).await;
+    trio.it_is(100_000);
+    let all = || SPECS.iter().filter(|spec| spec.owner == Owner::Nobody).map(|spec| spec.table);
+    let each = |statements: &[&str]| -> Vec<String> {
+        all().flat_map(|table| statements.iter().map(move |sql| sql.replace("TABLE", table))).collect()
+    };
+    let records = ["twice", "gone", "again", "over", "taken"];
+    let base = records.map(|id| format!("INSERT INTO TABLE VALUES ('{id}', 'x', 'y', 'z', NULL)"));
+    trio.write(Who::Leader, 1000, &each(&base.each_ref().map(String::as_str))).await;
+    trio.level().await;
+
+    // A changes its mind before the leader hears of it, and its clock is set back meanwhile.
+    trio.cut_off(Who::A);
+    let first = [
+        "UPDATE TABLE SET x = 'one' WHERE id IN ('twice', 'gone', 'over', 'taken')",
+        "DELETE FROM TABLE WHERE id = 'again'",
+    ];
+    trio.write(Who::A, 5000, &each(&first)).await;
+    eventually("that is sealed", async || (trio.device(Who::A).outbox() == 0).then_some(())).await;
+    let second = [
+        "UPDATE TABLE SET x = 'two' WHERE id = 'twice'",
+        "DELETE FROM TABLE WHERE id = 'gone'",
+        "INSERT INTO TABLE VALUES ('again', 'two', 'y', 'z', NULL)",
+    ];
+    trio.write(Who::A, 4000, &each(&second)).await;
+    trio.let_back(Who::A).await;
+    trio.level().await;
+    // B sees that, and its clock is behind.
+    let third = ["UPDATE TABLE SET x = 'three' WHERE id = 'over'", "DELETE FROM TABLE WHERE id = 'taken'"];
+    trio.write(Who::B, 2000, &each(&third)).await;
+    trio.level().await;
+
+    let tables: Vec<&str> = all().collect();
+    trio.assert_same(&tables);
+    for table in tables {
+        let rows =
+            format!("SELECT group_concat(id || ' ' || x) FROM (SELECT id, x FROM {table} ORDER BY id)");
+        assert_eq!(text(&trio.device(Who::B).file(), &rows), "again two,over three,twice two", "{table}");
+    }
+    let library = &trio.device(Who::Leader).library;
+    let conflicts = library.conflicts_since(Seq(0)).await.unwrap();
+    assert!(conflicts.is_empty(), "{}", told(&conflicts, &[]));
+    assert_eq!(library.dead_letters().await.unwrap(), []);
 }
 
 macro_rules! orders {
