@@ -24,9 +24,9 @@ use crate::{
 pub(crate) const BATCH_BYTES: usize = 5 << 19;
 /// See [`BATCH_BYTES`].
 pub(crate) const BATCH_ENTRIES: usize = 8192;
-/// Largest row that is sealed, in bytes; a larger one is quarantined. A batch of one such row stays below
-/// [`UNPACKED_MAX`](crate::wire::UNPACKED_MAX).
-pub(crate) const ROW_MAX: usize = 3 << 20;
+/// Largest row that is sealed, in bytes; a larger one is quarantined. A change that met another carries three: what its
+/// author made, what that replaced, and what stands. They stay below [`UNPACKED_MAX`](crate::wire::UNPACKED_MAX).
+pub(crate) const ROW_MAX: usize = 5 << 18;
 
 /// Appends entries in order, with its statements prepared.
 pub(crate) struct Appender<'c> {

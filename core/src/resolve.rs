@@ -238,14 +238,19 @@ impl Resolution {
 
 /// Under `owner`, the row that stands names who may write it; a new one names its author.
 fn check_owner(rules: &Rules<'_>, standing: &Standing<'_>, change: &Arriving<'_>) -> Result<(), Refusal> {
+    match (standing.row, change.action) {
+        (Some(row), _) | (None, Action::Upsert { row, .. }) => may_write(rules, row, change.by.device),
+        (None, Action::Delete) => Ok(()),
+    }
+}
+
+/// Whether a device may write a record of which this is the row, by its owner where the model has one.
+///
+/// # Errors
+/// [`Refusal::NotOwner`].
+pub fn may_write(rules: &Rules<'_>, row: &[Value], author: DeviceId) -> Result<(), Refusal> {
     let Policy::Owner(column) = rules.policy else { return Ok(()) };
     let Some(index) = rules.model.fields.iter().position(|f| f.name == column) else { return Ok(()) };
-    let row = match (standing.row, change.action) {
-        (Some(now), _) => now,
-        (None, Action::Upsert { row, .. }) => row,
-        (None, Action::Delete) => return Ok(()),
-    };
-    let author = change.by.device;
     let owner = match row.get(index) {
         // Nobody's yet: anybody may.
         None | Some(Value::Null) => return Ok(()),

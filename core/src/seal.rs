@@ -15,13 +15,16 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use crate::{
     adopt::{self, KIND_ADOPT},
     announce,
+    apply::{Writer, is_constraint},
     capture::json_names,
-    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Outcome},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     layout::{Numbered, RecordId},
     log::{self, Appender, BATCH_BYTES, BATCH_ENTRIES, ROW_MAX, entry_size},
+    model::Policy,
     park::{self, Identity},
+    resolve::{self, Rules},
     sequence,
     sql::{Bound, read_value},
     store::{Captured, Minted, Model, Replica, Tx},
@@ -454,6 +457,7 @@ impl<'c> Sink<'c> {
         match &mut self.to {
             Target::Log(appender) => {
                 change.rank_at(now);
+                refuse_foreign(tx, &mut change, self.device)?;
                 let seq = Seq(self.base.seq.0 + self.changes);
                 let mut entry = Entry { seq, term: self.term, n: Some(n), body: Body::Change(change) };
                 appender.push(&entry)?;
@@ -466,7 +470,9 @@ impl<'c> Sink<'c> {
                 self.fresh_bytes += entry_size(&entry);
                 match &mut self.fresh {
                     Some(fresh) if fresh.len() < BATCH_ENTRIES && self.fresh_bytes <= BATCH_BYTES => {
-                        if let Body::Change(change) = &mut entry.body {
+                        if let Body::Change(change) = &mut entry.body
+                            && change.outcome.is_none()
+                        {
                             change.before = None;
                         }
                         fresh.push(entry);
@@ -643,6 +649,30 @@ pub(crate) fn derived(tx: &Tx<'_>, model: &str, record: &str) -> Result<Vec<Chan
         }
     }
     Ok(changes)
+}
+
+/// A leader's own change to a record that another device owns is refused like anybody else's: it has no effect, and the
+/// table is as it was. Its values are in its entry.
+fn refuse_foreign(tx: &Tx<'_>, change: &mut Change, device: DeviceId) -> Result<(), Error> {
+    let is_owned =
+        |m: &&Model| *m.shape == *change.shape && matches!(m.descriptor.options.policy, Policy::Owner(_));
+    let Some(model) = tx.models.iter().find(is_owned) else { return Ok(()) };
+    let row = change.before.as_ref().unwrap_or(&change.row);
+    let Err(refusal) = resolve::may_write(&Rules::of(&model.descriptor), row, device) else { return Ok(()) };
+    let kind = if change.before.is_some() { EntryKind::Upsert } else { EntryKind::Delete };
+    let as_it_was = Change { kind, row: row.clone(), outcome: None, ..change.clone() };
+    if let Some(mut writer) = Writer::new(tx, &change.shape)? {
+        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 1 WHERE id = 1")?.execute([])?;
+        let restored = writer.replace(&as_it_was);
+        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 0 WHERE id = 1")?.execute([])?;
+        match restored {
+            // What else it wrote has taken the place: what it did stands.
+            Err(error) if is_constraint(&error) => return Ok(()),
+            restored => restored?,
+        }
+    }
+    change.outcome = Some(Box::new(Outcome::refused(refusal.to_string())));
+    Ok(())
 }
 
 fn row_text(change: &Change, kind: EntryKind, row: &[Value]) -> String {

@@ -267,6 +267,22 @@ async fn what_the_leaders_database_cascades_goes_with_the_deletion() {
 }
 
 #[tokio::test]
+async fn rows_as_large_as_they_may_be_meet_and_nothing_is_stuck() {
+    let before =
+        "INSERT INTO items (id, name, payload) VALUES ('a', '', randomblob(1300000)), ('b', '', NULL)";
+    let update = "UPDATE items SET payload = randomblob(1300000)";
+    let scene = apart(scene(before).await, &[update], &["UPDATE sync_ctl SET clock = 1000", update]).await;
+    let conflicts = scene.follower.library.conflicts_since(tidelog::id::Seq(0)).await.unwrap();
+    assert_eq!(conflicts.len(), 2);
+    assert!(conflicts.iter().all(|c| c.remote.row.is_some() && c.local.row.is_some()));
+    assert_agreed(&scene);
+    let scene =
+        apart(scene, &[update], &["DELETE FROM items", "INSERT INTO items (id, name) VALUES ('c', '')"])
+            .await;
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
 async fn a_change_on_which_the_leader_fails_blocks_nobody_for_long() {
     let scene = scene("").await;
     // Takes the whole transaction back, not the row: nothing that can be answered row by row.

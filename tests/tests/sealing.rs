@@ -305,7 +305,7 @@ async fn a_row_that_should_sync_cannot_read_is_quarantined_until_it_is_repaired(
 
 #[tokio::test]
 async fn a_row_over_the_limit_is_quarantined_visibly_and_the_rest_goes_on() {
-    const ROW_MAX: usize = 3 << 20;
+    const ROW_MAX: usize = 5 << 18;
     let scene = Scene::set(SCHEMA, register).await;
     let folder = |id: &str, size: usize| folder::ActiveModel {
         id: Set(id.into()),
@@ -323,7 +323,7 @@ async fn a_row_over_the_limit_is_quarantined_visibly_and_the_rest_goes_on() {
     assert_eq!(scene.leader.dump("folders", "id").len(), 3, "the user's write succeeded");
     let reason =
         text(&scene.leader.file(), "SELECT model || ' ' || record || ': ' || reason FROM sync_quarantine");
-    assert_says(&reason, &["folder a", "3145729 bytes", "limit of 3145728 bytes"]);
+    assert_says(&reason, &["folder a", "1310721 bytes", "limit of 1310720 bytes"]);
 
     scene.leader.sql("UPDATE folders SET note = 'short' WHERE id = 'a'").await;
     scene.assert_level("folders", "id, name, note").await;

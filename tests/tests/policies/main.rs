@@ -106,14 +106,8 @@ impl Case {
     }
 
     /// What a device does to this record of this table.
-    fn does(&self, spec: &Spec, who: Who, order: [Who; 3]) -> Does {
-        let is_others = match spec.owner {
-            Owner::Nobody => false,
-            Owner::Device(owner) if self.base().is_some() => owner != who,
-            Owner::Device(_) => order[0] != who,
-        };
-        // Nobody refuses what a leader writes itself, so under `owner` it keeps to what is its own.
-        if who == Who::Leader && is_others { Nothing } else { self.does[who as usize] }
+    fn does(&self, who: Who) -> Does {
+        self.does[who as usize]
     }
 
     fn record(&self, round: usize) -> String {
@@ -192,20 +186,24 @@ async fn in_order(order: [Who; 3]) {
 
 /// Has everybody write, unseen by each other but for what the leader has by then.
 async fn play_out(trio: &Trio, round: usize, begin: i64, order: [Who; 3], wall: impl Fn(Who) -> i64) {
-    let base = records(round).filter_map(|(spec, case, record)| {
-        let [x, y, z] = case.base()?;
-        let owner = match spec.owner {
-            Owner::Nobody => "NULL".to_owned(),
-            Owner::Device(owner) => format!("'{}'", owner.device()),
-        };
-        Some(format!("INSERT INTO {} VALUES ('{record}', '{x}', '{y}', '{z}', {owner})", spec.table))
-    });
-    trio.write(Who::Leader, begin, &base.collect::<Vec<_>>()).await;
+    // Who owns a record makes it.
+    for who in [Who::Leader, Who::A, Who::B] {
+        let base = records(round).filter_map(|(spec, case, record)| {
+            let [x, y, z] = case.base()?;
+            let (maker, owner) = match spec.owner {
+                Owner::Nobody => (Who::Leader, "NULL".to_owned()),
+                Owner::Device(owner) => (owner, format!("'{}'", owner.device())),
+            };
+            (maker == who).then(|| {
+                format!("INSERT INTO {} VALUES ('{record}', '{x}', '{y}', '{z}', {owner})", spec.table)
+            })
+        });
+        trio.write(who, begin, &base.collect::<Vec<_>>()).await;
+        trio.device(who).library.barrier().await.unwrap();
+    }
     trio.level().await;
     let statements = |who: Who| -> Vec<String> {
-        let does = |(spec, case, record): (&Spec, &Case, String)| {
-            sql(case.does(spec, who, order), spec, &record, who)
-        };
+        let does = |(spec, case, record): (&Spec, &Case, String)| sql(case.does(who), spec, &record, who);
         records(round).filter_map(does).collect()
     };
     for follower in [Who::A, Who::B] {

@@ -47,7 +47,7 @@ pub(crate) fn play(spec: &Spec, case: &Case, order: [Who; 3], wall: impl Fn(Who)
         let is_leader = who == Who::Leader;
         let saw = if is_leader { order[..place].to_vec() } else { Vec::new() };
         let before = if is_leader { story.row.clone() } else { base.clone() };
-        let does = case.does(spec, who, order);
+        let does = case.does(who);
         let after = does.to(before.as_ref());
         if after == before {
             continue;
