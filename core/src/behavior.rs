@@ -64,15 +64,16 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use once_cell::sync::Lazy;
 use sea_orm::{
-    ActiveModelTrait, ActiveValue, ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, IdenStatic,
-    Iterable, PrimaryKeyToColumn, Statement, TryIntoModel,
+    ActiveModelTrait, ActiveValue, ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityName, EntityTrait,
+    IdenStatic, Iterable, PrimaryKeyToColumn, Statement, TryIntoModel,
     sea_query::{ArrayType, Value as SeaValue},
 };
 use uuid::Uuid;
 
 use crate::{
+    capture::quote,
     metadata,
-    model::{ModelDescriptor, Recorder, Syncable},
+    model::{ModelDescriptor, Policy, Recorder, Syncable},
     notice::{self, Notice, NoticeKind},
     value,
 };
@@ -165,8 +166,9 @@ type Column<M> = <<M as sea_orm::ModelTrait>::Entity as EntityTrait>::Column;
 /// an update.
 ///
 /// # Errors
-/// [`DbErr::Custom`] for an unsigned number above `i64::MAX`, which SQLite cannot store. Nothing was written.
-pub async fn before_save<M, C>(mut active: Active<M>, _db: &C, insert: bool) -> Result<Active<M>, DbErr>
+/// [`DbErr::Custom`] for an unsigned number above `i64::MAX`, which SQLite cannot store, and for a record that belongs to
+/// another device (`#[sync(owner = "…")]`). Nothing was written.
+pub async fn before_save<M, C>(mut active: Active<M>, db: &C, insert: bool) -> Result<Active<M>, DbErr>
 where
     M: Syncable,
     C: ConnectionTrait,
@@ -199,7 +201,40 @@ where
             )));
         }
     }
+    refuse_foreign::<M, C>(&plan, &active, db).await?;
     Ok(active)
+}
+
+/// Whether this device may write a record that its model has an owner for: an error at once, where there would be a
+/// refusal by the leader later. What passes the hooks by is refused there.
+async fn refuse_foreign<M, C>(plan: &Plan<Column<M>>, active: &Active<M>, db: &C) -> Result<(), DbErr>
+where
+    M: Syncable,
+    C: ConnectionTrait,
+{
+    let Some(owned) = &plan.owned else { return Ok(()) };
+    let key: Option<Vec<SeaValue>> =
+        plan.primary.iter().map(|column| active.get(*column).into_value()).collect();
+    let named = match active.get(owned.column).into_value().map(|value| value::from_sea(&value)) {
+        Some(value::Value::Text(text)) => Some(String::from_utf8_lossy(&text).into_owned()),
+        Some(value::Value::Blob(bytes)) => Some(bytes.iter().map(|b| format!("{b:02x}")).collect()),
+        _ => None,
+    };
+    // A key that the database is yet to make is no record's.
+    let key = key.unwrap_or_else(|| vec![SeaValue::Bool(None); plan.primary.len()]);
+    let asked = Statement::from_sql_and_values(DbBackend::Sqlite, &owned.sql, key);
+    // Without a library there is nobody to ask whose this database is.
+    let Ok(Some(row)) = db.query_one_raw(asked).await else { return Ok(()) };
+    let (device, exists): (Option<String>, bool) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
+    let owner = if exists { row.try_get_by_index(2)? } else { named };
+    match (device, owner) {
+        (Some(device), Some(owner)) if device != owner => Err(DbErr::Custom(format!(
+            "model `{}`: the record belongs to device {owner}, and device {device} may not write it; nothing was \
+             written. Let its owner change it",
+            M::SYNC_ID
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The call for `after_save`: records where the hooks record, and sends a notice.
@@ -234,7 +269,8 @@ where
 /// The call for `before_delete`: records the row that is about to go, where the hooks record.
 ///
 /// # Errors
-/// The database's, where the outbox cannot be written. Nothing was deleted.
+/// The database's, where the outbox cannot be written; [`DbErr::Custom`] for a record that belongs to another device.
+/// Nothing was deleted.
 pub async fn before_delete<M, C>(active: Active<M>, db: &C) -> Result<Active<M>, DbErr>
 where
     M: Syncable,
@@ -242,6 +278,7 @@ where
     Active<M>: TryIntoModel<M>,
 {
     let plan = Plan::of::<M>();
+    refuse_foreign::<M, C>(&plan, &active, db).await?;
     // A delete without its key fails in SeaORM, right behind this.
     if let Some(recording) = plan.recording::<M>()
         && let Some(key) = plan.primary.iter().map(|column| active.get(*column).into_value()).collect()
@@ -293,11 +330,19 @@ struct Plan<C> {
     created_at: Option<C>,
     updated_at: Option<C>,
     soft_delete: Option<C>,
+    /// Where the model has an owner.
+    owned: Option<Owned<C>>,
     /// Columns a write to which is a change of the record, as `updated_at` counts it.
     changing: Vec<C>,
     always_records: bool,
     /// None for a model that no library opens, see [`ModelDescriptor::of`]: the error belongs there, not into a save.
     recording: Option<Recording>,
+}
+
+struct Owned<C> {
+    column: C,
+    /// Asks which device this is, whether the record of a key is there, and whose it is.
+    sql: String,
 }
 
 struct Recording {
@@ -353,6 +398,13 @@ impl<C: ColumnTrait> Plan<C> {
             created_at: named(metadata.created_at),
             updated_at: named(metadata.updated_at),
             soft_delete: named(metadata.soft_delete),
+            owned: match options.policy {
+                Policy::Owner(owner) => named(Some(owner)).map(|column| {
+                    let table = <M::Entity as Default>::default().table_name().to_owned();
+                    Owned { column, sql: ask_owner(&table, owner, &primary) }
+                }),
+                _ => None,
+            },
             changing: columns.iter().copied().filter(changes).collect(),
             always_records: options.recorder == Recorder::Hooks,
             recording: ModelDescriptor::of::<M>().ok().map(|descriptor| {
@@ -396,6 +448,19 @@ impl<C: ColumnTrait> Plan<C> {
     fn recording<M: Syncable>(&self) -> Option<&Recording> {
         self.recording.as_ref().filter(|_| self.always_records || notice::records_by_hook(M::SYNC_ID))
     }
+}
+
+fn ask_owner<C: ColumnTrait>(table: &str, owner: &str, key: &[C]) -> String {
+    let is_record: Vec<String> =
+        key.iter().map(|column| format!("t.{} = ?", quote(column.as_str()))).collect();
+    let owner = format!("t.{}", quote(owner));
+    format!(
+        "SELECT r.device, {} IS NOT NULL, CASE typeof({owner}) WHEN 'blob' THEN lower(hex({owner})) ELSE {owner} END
+         FROM sync_replica r LEFT JOIN {} t ON {}",
+        key.first().map_or_else(|| "NULL".to_owned(), |column| format!("t.{}", quote(column.as_str()))),
+        quote(table),
+        is_record.join(" AND ")
+    )
 }
 
 fn is_missing(value: &ActiveValue<SeaValue>) -> bool {

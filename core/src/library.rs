@@ -19,7 +19,7 @@ use crate::{
     adopt::{self, Adopt},
     conflict::Resolver,
     connection::Connection,
-    engine::Engine,
+    engine::{Driver, Engine},
     error::Error,
     gate::CommitListener,
     id::{DeviceId, LibraryId, Position, Term},
@@ -394,7 +394,12 @@ impl Library {
                 node::ask_top(&self.inner).await?
             }
         };
-        self.reached(top).await
+        self.reached(top).await?;
+        // The status counts at its leisure; who has waited for all this is not shown what waited before.
+        self.inner.engine.step(Driver::publish).await?;
+        let pulse = self.inner.engine.pulse().borrow().clone();
+        self.inner.status.send_modify(|status| node::show_counts(&pulse, status));
+        Ok(())
     }
 
     /// Waits until no pending change up to this id is left.

@@ -17,13 +17,14 @@ use tokio::{
 };
 
 use crate::{
+    engine::Pulse,
     entry::Run,
     error::Error,
     id::Seq,
     id::{DeviceId, Position, Term},
     library::Inner,
     log::{self, LogReader},
-    status::{Follower, Link, Role},
+    status::{Follower, Link, Role, Status},
     store::{self, Model},
     term::{self, Started},
     transport::SharedTransport,
@@ -217,10 +218,7 @@ async fn show_pulse(shared: Arc<Shared>) {
                 status.position = top;
                 status.term = top.term;
             }
-            (status.outbox, status.pending) = (now.outbox, now.pending);
-            (status.quarantined, status.withheld) = (now.quarantined, now.withheld);
-            (status.conflicts, status.dead_letters) = (now.waits.conflicts, now.waits.dead_letters);
-            (status.blocked, status.rolled_back) = (now.waits.blocked, now.rolled_back);
+            show_counts(&now, status);
             if now.leads {
                 status.behind = Some(0);
             } else if status.role == Role::Leader {
@@ -243,6 +241,14 @@ async fn show_pulse(shared: Arc<Shared>) {
             () = shared.stopped() => return,
         }
     }
+}
+
+/// Carries what the engine has counted into the status.
+pub(crate) fn show_counts(now: &Pulse, status: &mut Status) {
+    (status.outbox, status.pending) = (now.outbox, now.pending);
+    (status.quarantined, status.withheld) = (now.quarantined, now.withheld);
+    (status.conflicts, status.dead_letters) = (now.waits.conflicts, now.waits.dead_letters);
+    (status.blocked, status.rolled_back) = (now.waits.blocked, now.rolled_back);
 }
 
 /// Read-only connections for serving the log, beside the engine's own: a reader never waits for a writer.

@@ -321,6 +321,7 @@ async fn a_transaction_larger_than_a_batch_is_taken_whole() {
         SELECT printf('i%05d', i), 'many', CASE WHEN i < 9000 THEN printf('i%05d', i + 1) END FROM k";
     let scene = scene("").await;
     let scene = apart(scene, &[], &[many, "INSERT INTO notes VALUES ('n', 'after', '', 0)"]).await;
+    assert_eq!(scene.follower.library.status().borrow().pending, 0, "the barrier has counted");
     assert_eq!(number(&scene.leader.file(), "SELECT count(*) FROM items"), 9000);
     let groups = "SELECT count(*) FROM sync_group WHERE last - first >= 8999";
     assert_eq!(number(&scene.leader.file(), groups), 1, "one group in the log");
