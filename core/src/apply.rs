@@ -398,6 +398,9 @@ fn deletes(batch: &Batch) -> bool {
 /// Whether what is pending here and what came make a circle of a tree: one of the two has to step out.
 fn shows_circle(tx: &Tx<'_>, parts: Parts, arrived: &Arrived) -> Result<bool, Error> {
     let mut shows = false;
+    if !tx.models.iter().any(|model| model.descriptor.options.tree.is_some()) {
+        return Ok(false);
+    }
     each_part(tx, parts, arrived, |tx, part| {
         for entry in &part.batch.entries {
             let Body::Change(change) = &entry.body else { continue };
