@@ -18,9 +18,10 @@ use crate::{
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     layout::Layouts,
-    log::{self, Appender},
+    log::{self, Appender, ROW_MAX},
     park::{self, Identity},
     pushed::{Arrival, Pushed},
+    resolve::Effect,
     seal, standing,
     store::{Replica, Tx, origin_row},
     term,
@@ -230,7 +231,7 @@ impl Pass {
             change.rank_at(now);
             let outcome = match refused.get(&n) {
                 Some(reason) => Some(Outcome::refused(reason.clone())),
-                None => standing::outcome(tx, &mut layouts, group, n, &change)?,
+                None => standing::outcome(tx, &mut layouts, group, n, &change)?.map(or_too_large),
             };
             change.outcome = outcome.map(Box::new);
             if let Some(mark) = &change.mark {
@@ -329,6 +330,18 @@ impl Pass {
         }
         Ok(found)
     }
+}
+
+/// What two changes of a record come to together must be sent like any other row.
+fn or_too_large(outcome: Outcome) -> Outcome {
+    let Effect::Row { row, .. } = &outcome.effect else { return outcome };
+    let size = seal::size(row);
+    if size <= ROW_MAX {
+        return outcome;
+    }
+    Outcome::refused(format!(
+        "with what others wrote its row comes to {size} bytes, over the limit of {ROW_MAX} bytes for one row"
+    ))
 }
 
 /// Whether the database refused a row for what the row is, and would again.

@@ -15,6 +15,7 @@ use crate::{
     dead_letter::{self, DeadLetter, DeadLetterState},
     entry::{Change, Decision, EntryKind},
     error::Error,
+    log::ROW_MAX,
     row::Row,
     seal,
     sql::{Bound, read_value},
@@ -232,6 +233,12 @@ fn decides_only(found: &Change, decision: Decision, at: i64) -> Change {
 fn make(tx: &mut Tx<'_>, change: Change, what: String) -> Result<(), Error> {
     let mut changes = vec![change];
     let change = &changes[0];
+    let size = seal::size(&change.row);
+    if size > ROW_MAX {
+        let reason =
+            format!("its row of {size} bytes would be over the limit of {ROW_MAX} bytes for one row");
+        return Err(not_decided(what, &reason, "Give smaller values"));
+    }
     if change.kind != EntryKind::Noop
         && let Some(mut writer) = Writer::new(tx, &change.shape)?
     {

@@ -10,6 +10,8 @@ use crate::{
     entry::{Batch, Body, Change, Entry, Group},
     error::Error,
     id::{DeviceId, OriginSeq},
+    log::ROW_MAX,
+    seal,
     store::Tx,
     term,
     wire::Message,
@@ -99,8 +101,18 @@ fn unsound(tx: &Tx<'_>, batch: &Batch) -> Result<Option<&'static str>, Error> {
         Body::Change(change) => entry.n.is_some() && change.outcome.is_none(),
         _ => false,
     };
+    let is_too_large = |entry: &Entry| match &entry.body {
+        Body::Change(change) => [Some(&change.row), change.before.as_ref()]
+            .into_iter()
+            .flatten()
+            .any(|row| seal::size(row) > ROW_MAX),
+        _ => false,
+    };
     if !batch.entries.iter().all(is_sealed) {
         return Ok(Some("it holds what only a leader appends"));
+    }
+    if batch.entries.iter().any(is_too_large) {
+        return Ok(Some("a row in it is over the limit"));
     }
     let mut groups = batch.groups.iter().peekable();
     for entry in &batch.entries {

@@ -400,48 +400,17 @@ impl<'c> Sink<'c> {
         captured: &Captured,
         mut change: Change,
     ) -> Result<Option<Change>, Error> {
-        if let Err(reason) = self.admit(tx, captured, &mut change) {
-            return match reason {
-                Kept::Withheld => {
-                    self.withheld += 1;
-                    Ok(None)
-                }
-                Kept::Quarantined(reason) => {
-                    quarantine(tx.conn, &change, &reason)?;
-                    Ok(None)
-                }
-            };
-        }
-        Ok(Some(change))
-    }
-
-    /// Whether the change is for other devices and can be sent to them.
-    fn admit(&self, tx: &Tx<'_>, captured: &Captured, change: &mut Change) -> Result<(), Kept> {
-        let size = size(&change.row);
-        if size > ROW_MAX {
-            return Err(Kept::Quarantined(format!(
-                "its row of {size} bytes is over the limit of {ROW_MAX} bytes for one row"
-            )));
-        }
-        // What was kept here before, others may never have seen: then all of the row is sent.
-        let mut was_kept = change.before.as_ref().is_some_and(|before| self::size(before) > ROW_MAX);
-        let model = captured.model.map(|i| &tx.models[i]).filter(|model| *model.shape == *change.shape);
-        if let Some((model, ask)) = model.and_then(|m| Some((m, m.descriptor.should_sync?))) {
-            let ask = |row: &[Value]| ask(&model.descriptor, row);
-            // A row that could not be read was quarantined, but an earlier one of the record may have been sent.
-            let was = change.before.as_deref().map(ask);
-            if change.kind == EntryKind::Delete {
-                return if was == Some(Ok(false)) { Err(Kept::Withheld) } else { Ok(()) };
+        match admit(tx, captured, &mut change) {
+            Ok(()) => Ok(Some(change)),
+            Err(Kept::Withheld) => {
+                self.withheld += 1;
+                Ok(None)
             }
-            if !ask(&change.row).map_err(|e| Kept::Quarantined(format!("should_sync cannot read it: {e}")))? {
-                return Err(Kept::Withheld);
+            Err(Kept::Quarantined(reason)) => {
+                quarantine(tx.conn, &change, &reason)?;
+                Ok(None)
             }
-            was_kept |= was.is_some_and(|was| was != Ok(true));
         }
-        if was_kept {
-            change.fields = None;
-        }
-        Ok(())
     }
 
     fn put(&mut self, tx: &Tx<'_>, mut change: Change) -> Result<(), Error> {
@@ -530,11 +499,7 @@ impl<'c> Sink<'c> {
 
     fn finish(self, tx: &mut Tx<'_>, replica: &Replica) -> Result<(u64, Option<Fresh>), Error> {
         let mut fresh = None;
-        if self.withheld > 0 {
-            tx.conn
-                .prepare_cached("UPDATE sync_replica SET withheld = withheld + ?1 WHERE id = 1")?
-                .execute([self.withheld])?;
-        }
+        add_withheld(tx, self.withheld)?;
         if self.changes == 0 {
             return Ok((0, None));
         }
@@ -641,13 +606,21 @@ pub(crate) fn derived(tx: &Tx<'_>, model: &str, record: &str) -> Result<Vec<Chan
         return Ok(Vec::new());
     }
     tx.conn.prepare_cached("DELETE FROM sync_outbox")?.execute([])?;
-    let mut changes = Vec::new();
+    let (mut changes, mut withheld) = (Vec::new(), 0);
     for folded in fold.records {
         let Some(captured) = tx.captured.get(&folded.shape) else { continue };
-        if captured.shape.model != model || folded.record != record {
-            changes.extend(change_of(tx, captured, folded)?);
+        if captured.shape.model == model && folded.record == record {
+            continue;
+        }
+        let Some(mut change) = change_of(tx, captured, folded)? else { continue };
+        // What stays on this device stays here whoever changed it.
+        match admit(tx, captured, &mut change) {
+            Ok(()) => changes.push(change),
+            Err(Kept::Withheld) => withheld += 1,
+            Err(Kept::Quarantined(reason)) => quarantine(tx.conn, &change, &reason)?,
         }
     }
+    add_withheld(tx, withheld)?;
     Ok(changes)
 }
 
@@ -681,14 +654,53 @@ fn row_text(change: &Change, kind: EntryKind, row: &[Value]) -> String {
     text
 }
 
-fn size(row: &[Value]) -> usize {
+/// Bytes of a row's values, as [`ROW_MAX`] bounds them.
+pub(crate) fn size(row: &[Value]) -> usize {
     row.iter().map(Value::size).sum()
+}
+
+/// Whether the change is for other devices and can be sent to them.
+fn admit(tx: &Tx<'_>, captured: &Captured, change: &mut Change) -> Result<(), Kept> {
+    let bytes = size(&change.row);
+    if bytes > ROW_MAX {
+        return Err(Kept::Quarantined(format!(
+            "its row of {bytes} bytes is over the limit of {ROW_MAX} bytes for one row"
+        )));
+    }
+    // What was kept here before, others may never have seen: then all of the row is sent.
+    let mut was_kept = change.before.as_ref().is_some_and(|before| size(before) > ROW_MAX);
+    let model = captured.model.map(|i| &tx.models[i]).filter(|model| *model.shape == *change.shape);
+    if let Some((model, ask)) = model.and_then(|m| Some((m, m.descriptor.should_sync?))) {
+        let ask = |row: &[Value]| ask(&model.descriptor, row);
+        // A row that could not be read was quarantined, but an earlier one of the record may have been sent.
+        let was = change.before.as_deref().map(ask);
+        if change.kind == EntryKind::Delete {
+            return if was == Some(Ok(false)) { Err(Kept::Withheld) } else { Ok(()) };
+        }
+        if !ask(&change.row).map_err(|e| Kept::Quarantined(format!("should_sync cannot read it: {e}")))? {
+            return Err(Kept::Withheld);
+        }
+        was_kept |= was.is_some_and(|was| was != Ok(true));
+    }
+    if was_kept {
+        change.fields = None;
+    }
+    Ok(())
 }
 
 /// Why a change stays here.
 enum Kept {
     Withheld,
     Quarantined(String),
+}
+
+fn add_withheld(tx: &Tx<'_>, count: u64) -> Result<(), Error> {
+    if count > 0 {
+        tx.conn
+            .prepare_cached("UPDATE sync_replica SET withheld = withheld + ?1 WHERE id = 1")?
+            .execute([count])?;
+    }
+    Ok(())
 }
 
 fn quarantine(conn: &Connection, change: &Change, reason: &str) -> Result<(), Error> {

@@ -21,7 +21,8 @@ pub(crate) use columns::Columns;
 
 /// Messages longer than this are packed, in bytes.
 pub(crate) const PACK_ABOVE: usize = 1024;
-/// Largest unpacked message, in bytes.
+/// Largest unpacked message, in bytes: a change of the largest row, beside it what it replaced and what stands instead,
+/// which are no larger.
 pub(crate) const UNPACKED_MAX: usize = 4 << 20;
 /// How much longer a message may become by unpacking; one that would is sent as it is.
 pub(crate) const UNPACK_RATIO_MAX: usize = 100;

@@ -273,3 +273,40 @@ async fn a_group_of_large_rows_travels_in_parts_that_hold_few() {
     level(&leader, &[&follower]).await;
     assert_eq!((number(&follower.path, "SELECT count(*) FROM items"), parts(&follower)), (6, 0));
 }
+
+#[tokio::test]
+async fn a_follower_changes_the_largest_values_of_all() {
+    let site = Site::new();
+    let (leader, follower) = (site.leader().await, site.follower(2).await);
+    leader
+        .write(&[
+            "INSERT INTO items (id, name, payload) VALUES ('random', '', randomblob(1300000))",
+            "INSERT INTO items (id, name, payload) VALUES ('text', hex(randomblob(650000)), NULL)",
+        ])
+        .await;
+    level(&leader, &[&follower]).await;
+    // Beside the new value travels the one that it replaces.
+    follower.write(&["UPDATE items SET payload = randomblob(1300000) WHERE id = 'random'"]).await;
+    follower.write(&["UPDATE items SET name = hex(randomblob(650000)) WHERE id = 'text'"]).await;
+    soon("a barrier", follower.library.barrier()).await.unwrap();
+    level(&leader, &[&follower]).await;
+    assert_eq!(number(&follower.path, "SELECT count(*) FROM sync_pending"), 0);
+}
+
+#[tokio::test]
+async fn a_cascade_over_a_row_that_is_too_large_leaves_it_where_it_is() {
+    let site = Site::new();
+    let (leader, follower) = (site.leader().await, site.follower(2).await);
+    leader
+        .write(&["INSERT INTO teams VALUES ('t', 'team', NULL)", "INSERT INTO people VALUES ('p', 'p', 't')"])
+        .await;
+    level(&leader, &[&follower]).await;
+    let large = format!("INSERT INTO teams VALUES ('u', hex(zeroblob({})), 'p')", ROW_MAX / 2 + 1);
+    leader.write(&[&large]).await;
+    leader.shows("the quarantine", |s| s.quarantined == 1).await;
+    follower.write(&["DELETE FROM people WHERE id = 'p'"]).await;
+    soon("a barrier", follower.library.barrier()).await.unwrap();
+    assert_eq!(number(&leader.path, "SELECT count(*) FROM teams WHERE lead_id IS NULL"), 2);
+    leader.shows("the quarantine", |s| s.quarantined == 2).await;
+    assert_eq!(number(&follower.path, "SELECT count(*) FROM teams"), 1);
+}

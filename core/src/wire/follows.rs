@@ -7,15 +7,14 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::UNPACKED_MAX;
 use crate::{
     entry::{Body, Change, Entry, EntryKind, Shape},
     value::Value,
 };
 
-/// Bytes of values that a batch may repeat by not sending them: as many as it could have sent. Rows are counted whole when a
-/// batch is filled ([`entry_size`](crate::log::entry_size)), so one that was made for sending is below.
-const REPEATED_MAX: usize = UNPACKED_MAX;
+/// Bytes of values that a batch may repeat by not sending them: more than it holds. Rows are counted whole when a batch is
+/// filled ([`entry_size`](crate::log::entry_size)), so one that was made for sending is below.
+const REPEATED_MAX: usize = 4 << 20;
 
 /// The last row that the batch has of each record.
 #[derive(Default)]
