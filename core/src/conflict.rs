@@ -90,7 +90,7 @@ pub struct Conflict {
     pub field: Option<String>,
     /// What the author of the change that arrived had before it, as far as it is known: of an update, the fields it changed.
     pub base: Row,
-    /// What the log had.
+    /// What the log had; of one that waits, what it has now.
     pub local: Version,
     /// What the change brought.
     pub remote: Version,
@@ -107,7 +107,7 @@ pub struct Conflict {
 /// How a person decides a conflict.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Choice {
-    /// What the log had stands.
+    /// What the log had stands; of a conflict that waits, what it has now.
     Local,
     /// What the change brought stands.
     Remote,
@@ -229,7 +229,7 @@ impl Head {
             model: change.shape.model.clone(),
             record: change.record.clone(),
             base,
-            local: local(conn, models, &change, self.seq, self.field.as_deref())?,
+            local: local(conn, models, &change, self.seq, self.state, self.field.as_deref())?,
             remote: remote(&group, &change, self.seq),
             winner: match self.loser.as_str() {
                 "local" => Winner::Remote,
@@ -255,11 +255,22 @@ fn local(
     models: &[Model],
     change: &Change,
     seq: Seq,
+    state: ConflictState,
     field: Option<&str>,
 ) -> Result<Version, Error> {
-    let said = logged_before(conn, &mut Layouts::new(models), change, seq)?;
+    let mut layouts = Layouts::new(models);
+    let (mut said, mut writer) = (None, None);
+    if state == ConflictState::Open {
+        // Whoever decides looks at what stands now.
+        let end = Seq(i64::MAX as u64);
+        said = logged_before(conn, &mut layouts, change, end)?;
+        writer = last_writer(conn, change, end, field)?;
+    }
+    if said.is_none() {
+        said = logged_before(conn, &mut layouts, change, seq)?;
+        writer = last_writer(conn, change, seq, field)?;
+    }
     let row = said.and_then(|said| Some(Row::in_shape(&said.shape, said.row.as_deref()?, None)));
-    let writer = last_writer(conn, change, seq, field)?;
     Ok(Version {
         row,
         seq: writer.as_ref().map(|w| w.seq),

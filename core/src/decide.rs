@@ -43,6 +43,8 @@ pub(crate) fn resolve(tx: &mut Tx<'_>, id: Uuid, choice: &Choice) -> Result<(), 
             let version = if *side == Choice::Local { &found.conflict.local } else { &found.conflict.remote };
             match (&version.row, field, &current) {
                 (None, _, _) => None,
+                // It was deleted here, and nothing is to be otherwise.
+                (_, Some(_), None) if *side == Choice::Local && *state == ConflictState::Open => None,
                 (Some(row), Some(field), Some(current)) => Some(with_field(model, current, row, field)),
                 (Some(row), _, _) => Some(filled(model, current.as_deref(), row)),
             }

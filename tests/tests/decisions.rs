@@ -227,6 +227,7 @@ async fn a_decision_about_what_was_written_over_meanwhile_is_asked_for_again() {
         assert_eq!(page(device), "moved body");
         let again = only_conflict(device).await;
         assert_eq!((again.id, again.state, again.being_decided), (id, ConflictState::Open, false));
+        assert_eq!(text_of(again.local.row.as_ref(), "title"), Some(&value("moved")), "what is there now");
     }
     let log = text(
         &scene.leader.file(),
@@ -236,6 +237,36 @@ async fn a_decision_about_what_was_written_over_meanwhile_is_asked_for_again() {
     scene.follower.library.resolve(id, Choice::Remote).await.unwrap();
     assert_agreed(&scene).await;
     assert_eq!(page(&scene.leader), "follower body");
+}
+
+#[tokio::test]
+async fn what_a_person_leaves_as_it_is_is_what_the_log_has_by_then() {
+    for (meanwhile, stands) in
+        [("UPDATE pages SET title = 'moved' WHERE id = 'p'", "moved body"), ("DELETE FROM pages", "gone")]
+    {
+        let scene = two_titles().await;
+        scene.leader.sql(meanwhile).await;
+        scene.level().await;
+        let id = only_conflict(&scene.follower).await.id;
+        scene.follower.library.resolve(id, Choice::Local).await.unwrap();
+        assert_agreed(&scene).await;
+        assert_eq!(page(&scene.leader), stands);
+        assert_eq!(scene.leader.library.conflicts().await.unwrap(), []);
+    }
+}
+
+#[tokio::test]
+async fn a_resolver_whose_answer_came_too_late_is_asked_again() {
+    let mut scene = two_titles().await;
+    let closed = scene.follower.close().await;
+    scene.leader.sql("UPDATE pages SET title = 'moved' WHERE id = 'p'").await;
+    scene.leader.library.barrier().await.unwrap();
+    // It answers before anything is pulled.
+    scene.follower = closed.reopen(with_resolver).await.unwrap();
+    scene.follower.start(&scene.network).await;
+    scene.leader.until("it is decided", |status| status.conflicts == 0).await;
+    assert_agreed(&scene).await;
+    assert_eq!(page(&scene.leader), "resolved body");
 }
 
 #[tokio::test]
