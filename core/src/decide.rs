@@ -16,6 +16,7 @@ use crate::{
     entry::{Change, Decision, EntryKind},
     error::Error,
     log::ROW_MAX,
+    resolve,
     row::Row,
     seal,
     sql::{Bound, read_value},
@@ -66,6 +67,9 @@ pub(crate) fn retry(tx: &mut Tx<'_>, id: Uuid, edited: &Row) -> Result<(), Error
             let Change { shape, row, fields, .. } = &found.change;
             // Of an update, what it changed; the rest of the record has gone on.
             let mut values = Row::in_shape(shape, row, fields.as_deref().filter(|_| current.is_some()));
+            if let Some(current) = &current {
+                reduce_into(&mut values, model, &found.change, current);
+            }
             edited.iter().for_each(|(name, value)| values.set(name, value.clone()));
             merged(model, &found.change.record, current.as_deref(), &values)
                 .map_err(|(reason, remedy)| not_decided(what(), &reason, &remedy))?
@@ -74,6 +78,20 @@ pub(crate) fn retry(tx: &mut Tx<'_>, id: Uuid, edited: &Row) -> Result<(), Error
     };
     let change = change_to(model, &found.change, current, target, Decision::Retries(id), tx.world.now());
     make(tx, change, what())
+}
+
+/// Of an update's values those that have a reducer, as it would have come to them had it been taken: what it added is
+/// added to what is there by now.
+fn reduce_into(values: &mut Row, model: &Model, change: &Change, current: &[Value]) {
+    let Some(before) = change.before.as_ref().filter(|_| change.existed) else { return };
+    for (field, now) in model.descriptor.fields.iter().zip(current) {
+        let base = change.shape.fields.iter().position(|f| *f == field.name).map(|i| &before[i]);
+        if let (Some(reducer), Some(brought)) = (field.reducer, values.get(&field.name))
+            && let Some(reduced) = resolve::reduce(reducer, base, now, brought)
+        {
+            values.set(&field.name, reduced);
+        }
+    }
 }
 
 /// Gives a dead letter up. Its values stay in the log.

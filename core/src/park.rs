@@ -3,7 +3,7 @@
 //! They hold no values. The entry that tells of a conflict or a refusal has them all; these tables say where it stands,
 //! under an id, and whether somebody has decided since. Appending an entry writes them, on every device alike.
 //!
-//! An id is a hash of the losing change's identity, so that it is the same wherever in a log its entry comes to stand.
+//! An id is a hash of the losing change's identity and the record, so that it is the same wherever in a log its entry comes to stand.
 
 use rusqlite::{Connection, OptionalExtension, params};
 use uuid::Uuid;
@@ -33,24 +33,26 @@ impl Identity {
         Self { origin: group.origin, n: n.unwrap_or(group.last_n), tag: group.tag }
     }
 
-    /// Id of the conflict record in which its value of a field, or without one the record's being there, lost.
-    pub(crate) fn conflict(&self, field: Option<&str>) -> Uuid {
-        self.hash("conflict", field.unwrap_or_default())
+    /// Id of the conflict record in which its value of a field, or without one the record's being there, lost. All that a
+    /// cascade made counts as one change, so the record is part of it.
+    pub(crate) fn conflict(&self, model: &str, record: &str, field: Option<&str>) -> Uuid {
+        self.hash(&["conflict", model, record, field.unwrap_or_default()])
     }
 
     /// Id of its dead letter.
     pub(crate) fn dead_letter(&self) -> Uuid {
-        self.hash("dead letter", "")
+        self.hash(&["dead letter"])
     }
 
-    fn hash(&self, what: &str, field: &str) -> Uuid {
+    fn hash(&self, words: &[&str]) -> Uuid {
         let mut name = Vec::with_capacity(64);
         name.extend_from_slice(self.origin.0.as_bytes());
         name.extend_from_slice(&self.n.0.to_be_bytes());
         name.extend_from_slice(&self.tag.to_be_bytes());
-        name.extend_from_slice(what.as_bytes());
-        name.push(0);
-        name.extend_from_slice(field.as_bytes());
+        for word in words {
+            name.extend_from_slice(&(word.len() as u64).to_be_bytes());
+            name.extend_from_slice(word.as_bytes());
+        }
         Uuid::new_v5(&NAMESPACE, &name)
     }
 }
@@ -91,7 +93,7 @@ pub(crate) fn park(
             Loser::Remote => ("remote", Some(identity)),
             Loser::Both => ("both", Some(identity)),
         };
-        let id = losing.unwrap_or(identity).conflict(name);
+        let id = losing.unwrap_or(identity).conflict(&change.shape.model, &change.record, name);
         if dropped.open {
             supersede(tx, device, change, seq, name)?;
         }
@@ -104,14 +106,14 @@ pub(crate) fn park(
     Ok(())
 }
 
-/// Whether a decision stands: not where it came too late. Where what it wrote was refused in its turn, a conflict goes on
-/// waiting, and a dead letter has the new one in its place.
+/// Whether a decision stands. Of a conflict, not where it came too late or what it wrote was refused: that goes on
+/// waiting. A dead letter ends with the first decision, whatever came of that: what is refused again has one of its own.
 fn stands(decision: Decision, outcome: Option<&Outcome>) -> bool {
-    let Some(outcome) = outcome else { return true };
-    match (&outcome.refused, decision) {
-        (Some(_), Decision::Resolves(_)) => false,
-        (Some(_), _) => true,
-        (None, _) => !outcome.dropped.is_empty() || outcome.effect != Effect::None,
+    match (decision, outcome) {
+        (Decision::Resolves(_), Some(outcome)) => {
+            outcome.refused.is_none() && (!outcome.dropped.is_empty() || outcome.effect != Effect::None)
+        }
+        _ => true,
     }
 }
 

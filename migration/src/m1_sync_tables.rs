@@ -207,7 +207,7 @@ const TABLES: &[&str] = &[
     )",
     "CREATE INDEX sync_entry_record ON sync_entry (model, record) WHERE record IS NOT NULL",
     // What did not stand, field by field: what sync_entry.change says of the entry at seq, for finding it. id: the losing
-    // change's identity and the field, hashed, so that it is the same wherever the entry comes to stand. field: '' where it is
+    // change's identity, the record and the field, hashed, so that it is the same wherever the entry comes to stand. field: '' where it is
     // about the record being there. loser: 'local' (what the log had), 'remote' (what the change brought), 'both'. open: a
     // person is to decide. decided: seq of the entry that ended it. superseded: by a newer one of the same author.
     "CREATE TABLE sync_conflict (

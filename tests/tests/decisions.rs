@@ -580,3 +580,112 @@ async fn a_decision_that_cannot_be_made_says_so() {
     assert_says(&error, &["decided already", "nothing was changed"]);
     assert_agreed(&scene).await;
 }
+
+#[tokio::test]
+async fn conflicts_with_what_one_cascade_did_are_told_apart_and_decided_each_by_itself() {
+    let mut scene = scene(
+        "INSERT INTO teams VALUES ('t', 'team', NULL);
+         INSERT INTO people VALUES ('p', 'p', 't'), ('q', 'q', 't');
+         INSERT INTO teams VALUES ('u', 'u', 'p'), ('v', 'v', 'p')",
+    )
+    .await;
+    let other = scene.join(3, &schema(), register).await;
+    other.reached(&scene.leader).await;
+    // Deleted where nothing cascades: the leader does both teams as part of one change.
+    let away = other.close().await;
+    away.file().execute_batch("PRAGMA foreign_keys = OFF; DELETE FROM people WHERE id = 'p'").unwrap();
+    let closed = scene.follower.close().await;
+    drop(away.back(&scene.network, register).await);
+    scene.follower = closed.reopen(register).await.unwrap();
+    scene.follower.sql("UPDATE teams SET lead_id = 'q' WHERE id IN ('u', 'v')").await;
+    scene.follower.start(&scene.network).await;
+    assert_agreed(&scene).await;
+    let conflicts = scene.leader.library.conflicts_since(Seq(0)).await.unwrap();
+    let of: Vec<_> = conflicts.iter().map(|c| (c.record.as_str(), c.winner, c.state)).collect();
+    let auto = ConflictState::Auto;
+    assert_eq!(of, [("u", Winner::Remote, auto), ("v", Winner::Remote, auto)]);
+    scene.leader.library.resolve(conflicts[0].id, Choice::Local).await.unwrap();
+    assert_agreed(&scene).await;
+    let leads = "SELECT group_concat(id || ' ' || coalesce(lead_id, 'nobody')) FROM teams WHERE id <> 't'";
+    assert_eq!(text(&scene.follower.file(), leads), "u nobody,v q");
+    let second = scene.follower.library.conflict(conflicts[1].id).await.unwrap().unwrap();
+    assert_eq!((second.record.as_str(), second.state), ("v", ConflictState::Auto));
+}
+
+/// A number that others add to, at a place of its own.
+#[allow(unreachable_pub, reason = "SeaORM has entities public")]
+mod score {
+    use sea_orm::entity::prelude::*;
+    use tidelog::Syncable;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
+    #[sea_orm(table_name = "scores")]
+    #[sync(model = "score", merge = "fields")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: String,
+        #[sea_orm(unique)]
+        pub place: i64,
+        #[sync(merge = "sum")]
+        pub count: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+}
+
+const SCORES: &str =
+    "CREATE TABLE scores (id TEXT NOT NULL PRIMARY KEY, place INTEGER NOT NULL UNIQUE, count INTEGER NOT NULL)";
+
+fn register_scores(builder: LibraryBuilder) -> LibraryBuilder {
+    builder.model::<score::Entity>()
+}
+
+#[tokio::test]
+async fn what_a_refused_change_added_is_added_when_it_is_retried() {
+    for (edited, count) in [(None, 25), (Some(7), 7)] {
+        let scene = Scene::set(SCORES, register_scores).await;
+        scene.leader.sql("INSERT INTO scores VALUES ('s', 1, 10)").await;
+        scene.level().await;
+        let scene = scene
+            .apart(
+                register_scores,
+                &["INSERT INTO scores VALUES ('l', 2, 0)", "UPDATE scores SET count = 20 WHERE id = 's'"],
+                &["UPDATE scores SET place = 2, count = 15 WHERE id = 's'"],
+            )
+            .await;
+        let letter = only_dead_letter(&scene.follower).await;
+        scene.leader.sql("DELETE FROM scores WHERE id = 'l'").await;
+        scene.level().await;
+        let edited: Row = edited.into_iter().map(|n| ("count".to_owned(), Value::Integer(n))).collect();
+        scene.follower.library.retry_with(letter.id, edited).await.unwrap();
+        scene.follower.level().await;
+        assert_eq!(number(&scene.leader.file(), "SELECT count FROM scores WHERE place = 2"), count);
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_that_is_retried_when_somebody_has_deleted_the_record_ends_its_dead_letter() {
+    // Only the leader has a table that refers to the record.
+    let scene = Scene::set(SCORES, register_scores).await;
+    let holds = "CREATE TABLE holds (id TEXT PRIMARY KEY, score TEXT NOT NULL REFERENCES scores (id))";
+    scene.leader.sql(&format!("{holds}; INSERT INTO scores VALUES ('s', 1, 1)")).await;
+    scene.level().await;
+    scene.leader.sql("INSERT INTO holds VALUES ('h', 's')").await;
+    scene.follower.sql("DELETE FROM scores WHERE id = 's'").await;
+    scene.follower.level().await;
+    let letter = only_dead_letter(&scene.follower).await;
+    let mut scene = scene;
+    let closed = scene.follower.close().await;
+    scene.leader.sql("DELETE FROM holds").await;
+    scene.leader.sql("DELETE FROM scores").await;
+    scene.leader.library.barrier().await.unwrap();
+    scene.follower = closed.reopen(register_scores).await.unwrap();
+    scene.follower.library.retry(letter.id).await.unwrap();
+    scene.follower.start(&scene.network).await;
+    scene.follower.level().await;
+    for device in [&scene.leader, &scene.follower] {
+        let letter = device.library.dead_letter(letter.id).await.unwrap().unwrap();
+        assert!(matches!(letter.state, DeadLetterState::Retried(_)), "{letter:?}");
+    }
+}
