@@ -26,6 +26,11 @@ pub(crate) struct Attempt {
     pub(crate) refuses: bool,
 }
 
+impl Attempt {
+    /// Everything at once.
+    pub(crate) const ALL: Self = Self { groups: usize::MAX, refuses: false };
+}
+
 /// Notes that a push of so many groups is tried. Its own transaction: it outlives what it announces.
 pub(crate) fn begin(tx: &Tx<'_>, pusher: DeviceId, groups: usize) -> Result<Attempt, Error> {
     let device = pusher.to_string();

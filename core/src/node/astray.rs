@@ -542,6 +542,60 @@ async fn a_push_takes_effect_once_and_a_gap_or_a_fork_not_at_all() {
     assert_eq!(bench.notes().await, 1);
 }
 
+/// A group in so many parts.
+fn in_parts(parts: u64) -> Vec<Batch> {
+    let part = |i: u64| {
+        let mut part = pushed(1, 7);
+        part.after.seq = Seq(i);
+        let group = &mut part.groups[0];
+        (group.first, group.last, group.last_n) = (Seq(1), Seq(parts), OriginSeq(parts));
+        let entry = &mut part.entries[0];
+        (entry.seq, entry.n) = (Seq(i + 1), Some(OriginSeq(i + 1)));
+        let Body::Change(change) = &mut entry.body else { panic!("no change") };
+        change.row[0] = Value::Text(format!("record {i}").into());
+        change.record = change.shape.record_id(&change.row);
+        part
+    };
+    (0..parts).map(part).collect()
+}
+
+#[tokio::test]
+async fn a_group_that_the_leader_fails_on_is_refused_in_parts_as_it_is_whole() {
+    for parts in [1, 3] {
+        let bench = Bench::leader().await;
+        // Takes the whole transaction back, not the row: nothing that can be answered row by row.
+        let poison = "CREATE TRIGGER poison BEFORE INSERT ON notes BEGIN SELECT RAISE(ROLLBACK, 'as a bug would'); END";
+        bench.db.execute_unprepared(poison).await.unwrap();
+        let subscribe = Message::Subscribe {
+            max_seen: Term::ZERO,
+            top: Position::EMPTY,
+            history: vec![],
+            complete: true,
+        };
+        let mut tries = 0;
+        'tries: loop {
+            tries += 1;
+            assert!(tries < 8, "in {parts} parts it is tried for ever");
+            let mut channel = soon("a channel", bench.mine.open(LEADER, bench.library.id())).await.unwrap();
+            channel.sender.send(subscribe.encode()).await.unwrap();
+            for part in in_parts(parts) {
+                let push = Message::push(Term::ZERO, Position::EMPTY, &part).encode();
+                channel.sender.send(push).await.unwrap();
+            }
+            let mut answers = 0;
+            while let Ok(Some(bytes)) = soon("an answer", channel.receiver.receive()).await {
+                answers += u64::from(matches!(Message::decode(&bytes), Ok(Message::Pushed { .. })));
+                if answers == parts {
+                    break 'tries;
+                }
+            }
+        }
+        let letters = bench.library.dead_letters().await.unwrap();
+        assert_eq!((letters.len() as u64, tries), (parts, 4));
+        assert!(letters[0].reason.contains("failed on it 3 times"), "{letters:?}");
+    }
+}
+
 #[tokio::test]
 async fn pending_children_of_what_the_leader_deleted_step_out_until_it_answers() {
     let tree = "CREATE TABLE notes (id TEXT NOT NULL PRIMARY KEY,

@@ -14,7 +14,7 @@ use tokio::{
 use super::Shared;
 use crate::{
     accept::{self, Accepted},
-    attempt,
+    attempt::{self, Attempt},
     engine::{Driver, Pulse, Tail},
     entry::{Run, common_prefix},
     error::Error,
@@ -404,13 +404,20 @@ async fn take_push(
         let mut rest = Some(batch);
         let mut accepted = Accepted::To(Position::EMPTY);
         while let (Some(batch), Accepted::To(_)) = (rest.take(), &accepted) {
-            let attempt = driver.transaction(|tx| attempt::begin(tx, pusher, batch.groups.len()))?;
+            // A part is only put aside: what counts is what becomes of its group.
+            let is_part = batch.is_open();
+            let attempt = match is_part {
+                true => Attempt::ALL,
+                false => driver.transaction(|tx| attempt::begin(tx, pusher, batch.groups.len()))?,
+            };
             let (now, later) = attempt::split(batch, attempt.groups);
             rest = later;
             let taken = driver.enforcing(|tx| {
                 term::adopt(tx, max_seen)?;
                 let accepted = accept::accept(tx, pusher, position, &now, &message, attempt.refuses)?;
-                attempt::done(tx, pusher)?;
+                if !is_part {
+                    attempt::done(tx, pusher)?;
+                }
                 Ok(accepted)
             });
             accepted = match taken {
