@@ -459,7 +459,7 @@ fn write_part(tx: &Tx<'_>, part: &Arrived, mut write: Write<'_>, has_pending: bo
     let mut overlay = Overlay::new(tx);
     for (entry, company) in part.batch.entries.iter().zip(&part.company) {
         let Body::Change(change) = &entry.body else { continue };
-        if company.replaced {
+        if company.replaced || (change.effect() == EntryKind::Noop && has_other_key(tx, change)) {
             continue;
         }
         let pointer = Arc::as_ptr(&change.shape);
@@ -496,6 +496,12 @@ fn write_part(tx: &Tx<'_>, part: &Arrived, mut write: Write<'_>, has_pending: bo
         }
     }
     Ok(())
+}
+
+/// Whether the change was refused for what no table here could show: its records have another key.
+fn has_other_key(tx: &Tx<'_>, change: &Change) -> bool {
+    let model = tx.models.iter().find(|m| m.descriptor.id == change.shape.model);
+    model.is_some_and(|model| !change.shape.has_key_of(&model.shape))
 }
 
 /// Takes a record's row out of its table, keeping what is local.
@@ -537,14 +543,15 @@ impl<'c> Writer<'c> {
         let RowSql { insert, upsert, delete, .. } = &model.sql;
         let map = (*model.shape != **shape)
             .then(|| model.shape.fields.iter().map(|f| shape.fields.iter().position(|s| s == f)).collect());
-        let named = |i: &usize| shape.fields.iter().position(|f| *f == model.shape.fields[*i]);
-        let key =
-            model.shape.key.iter().map(named).collect::<Option<Vec<_>>>().ok_or_else(|| Error::Table {
+        if !shape.has_key_of(&model.shape) {
+            return Err(Error::Table {
                 model: shape.model.clone(),
                 table: model.descriptor.table.clone(),
                 reason: "its rows come from a device where it has another key".to_owned(),
                 remedy: "Bring both devices to the same release of the application".to_owned(),
-            })?;
+            });
+        }
+        let key = shape.key.clone();
         let prepare = |sql: &'c str| tx.conn.prepare_cached(sql);
         let (insert, upsert, delete) = (prepare(insert)?, prepare(upsert)?, prepare(delete)?);
         Ok(Some(Self { index, model, insert, upsert, delete, map, key }))

@@ -56,6 +56,14 @@ pub(crate) struct Shape {
     pub(crate) uuids: Vec<bool>,
 }
 
+impl Shape {
+    /// Whether the same columns name a record in both.
+    pub(crate) fn has_key_of(&self, other: &Self) -> bool {
+        let mine = self.key.iter().map(|&i| &self.fields[i]);
+        mine.eq(other.key.iter().map(|&i| &other.fields[i]))
+    }
+}
+
 /// A change to a record, and what came of it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Change {

@@ -48,6 +48,9 @@ pub(crate) fn outcome(
     if change.kind == EntryKind::Noop {
         return Ok(None);
     }
+    if !change.shape.has_key_of(&model.shape) {
+        return Ok(Some(Outcome::refused("it comes from a release in which its records have another key".into())));
+    }
     let own_shape = *model.shape == *change.shape;
     let arriving_row = known.in_fields_of(model, &change.shape, &change.row);
     let before = change.before.as_ref().map(|before| known.in_fields_of(model, &change.shape, before));

@@ -542,6 +542,54 @@ async fn a_push_takes_effect_once_and_a_gap_or_a_fork_not_at_all() {
     assert_eq!(bench.notes().await, 1);
 }
 
+/// A change of a release in which the record has another key: one that is no column here, or another column.
+fn of_another_key(key: &str, outcome: Option<crate::entry::Outcome>) -> Batch {
+    let mut batch = pushed(1, 7);
+    let fields = vec![if key == "text" { "id".into() } else { key.into() }, "text".into()];
+    let key = vec![usize::from(key == "text")];
+    let shape = Arc::new(Shape { model: "notes".into(), fields, key, uuids: vec![false; 2] });
+    if let Body::Change(change) = &mut batch.entries[0].body {
+        change.record = shape.record_id(&change.row);
+        (change.shape, change.outcome) = (shape, outcome.map(Box::new));
+    }
+    batch
+}
+
+#[tokio::test]
+async fn a_change_of_a_record_with_another_key_is_refused_and_stops_no_follower() {
+    for key in ["name", "text"] {
+        let bench = Bench::leader().await;
+        let mut channel = soon("a channel", bench.mine.open(LEADER, bench.library.id())).await.unwrap();
+        let subscribe = Message::Subscribe {
+            max_seen: Term::ZERO,
+            top: Position::EMPTY,
+            history: vec![],
+            complete: true,
+        };
+        channel.sender.send(subscribe.encode()).await.unwrap();
+        let push = Message::push(Term::ZERO, Position::EMPTY, &of_another_key(key, None)).encode();
+        channel.sender.send(push).await.unwrap();
+        bench.shows(|status| status.dead_letters == 1).await;
+        let letters = bench.library.dead_letters().await.unwrap();
+        assert!(letters[0].reason.contains("another key"), "{letters:?}");
+        assert_eq!(bench.notes().await, 0);
+
+        let mut bench = Bench::follower().await;
+        let mut channel = bench.subscribed().await;
+        channel.sender.send(entries(term(1, 1), &batch("a"))).await.unwrap();
+        bench.shows(|status| status.position.seq == Seq(2)).await;
+        let mut refused = of_another_key(key, Some(crate::entry::Outcome::refused(letters[0].reason.clone())));
+        (refused.after, refused.entries[0].seq) = (Position { term: term(1, 1), seq: Seq(2) }, Seq(3));
+        refused.entries[0].term = term(1, 1);
+        (refused.groups[0].origin, refused.groups[0].first) = (Origin(uuid::Uuid::from_u128(5)), Seq(3));
+        refused.groups[0].last = Seq(3);
+        channel.sender.send(entries(term(1, 1), &refused)).await.unwrap();
+        let status = bench.shows(|s| s.dead_letters == 1 || matches!(s.link, Link::Stopped { .. })).await;
+        assert_eq!(status.link, Link::Online, "{:?}", status.last_error);
+        assert_eq!(bench.notes().await, 1);
+    }
+}
+
 /// A group in so many parts.
 fn in_parts(parts: u64) -> Vec<Batch> {
     let part = |i: u64| {
