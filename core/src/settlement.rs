@@ -152,42 +152,51 @@ pub(crate) fn of_entry(conn: &Connection, models: &[Model], seq: Seq) -> Result<
     }))
 }
 
-/// A change that waits for the log.
+/// A change that waits for the log, as it goes by whatever it is named.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waiting {
+    /// Its stamp.
     pub(crate) id: i64,
+    /// Row of the origin in which it was sealed.
     origin: i64,
-    n: u64,
 }
 
 /// What is pending on a record here.
 pub(crate) fn pending_on(conn: &Connection, model: &str, record: &str) -> Result<Vec<Waiting>, Error> {
     let waiting = conn
         .prepare_cached(
-            "SELECT id, origin, n FROM sync_pending
+            "SELECT id, origin FROM sync_pending
              WHERE model = (SELECT id FROM sync_model WHERE name = ?1) AND record = ?2 ORDER BY id",
         )?
         .query_map(params![model, RecordId(record)], |row| {
-            Ok(Waiting { id: row.get(0)?, origin: row.get(1)?, n: row.get(2)? })
+            Ok(Waiting { id: row.get(0)?, origin: row.get(1)? })
         })?
         .collect::<Result<_, _>>()?;
     Ok(waiting)
 }
 
-/// What became of changes that the log shows by now.
+/// What became of changes of a record that the log shows by now.
 pub(crate) fn of_waiting(
     conn: &Connection,
     models: &[Model],
+    model: &str,
+    record: &str,
     waiting: &[Waiting],
 ) -> Result<Vec<Settlement>, Error> {
     let mut settled = Vec::new();
     for waiting in waiting {
+        // It may have been given another number meanwhile; device and stamp stay.
         let seq: Option<u64> = conn
             .prepare_cached(
-                "SELECT e.seq FROM sync_group g JOIN sync_entry e ON e.seq BETWEEN g.first AND g.last AND e.n = ?2
-                 WHERE g.origin = ?1 AND g.last_n >= ?2 AND g.first_n <= ?2 ORDER BY g.last_n LIMIT 1",
+                "SELECT e.seq FROM sync_entry e
+                 WHERE e.model = (SELECT id FROM sync_model WHERE name = ?1) AND e.record = ?2
+                    AND e.stamp = ?3 AND e.n IS NOT NULL
+                    AND (SELECT o.device FROM sync_group g JOIN sync_origin o ON o.id = g.origin
+                        WHERE g.first <= e.seq ORDER BY g.first DESC LIMIT 1)
+                        = (SELECT device FROM sync_origin WHERE id = ?4)
+                 ORDER BY e.seq LIMIT 1",
             )?
-            .query_row(params![waiting.origin, waiting.n], |row| row.get(0))
+            .query_row(params![model, RecordId(record), waiting.id, waiting.origin], |row| row.get(0))
             .optional()?;
         if let Some(seq) = seq {
             settled.extend(of_entry(conn, models, Seq(seq))?);

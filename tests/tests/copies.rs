@@ -156,6 +156,9 @@ async fn who_minted_an_origin_gives_what_is_pending_other_numbers_where_the_log_
     let twin = Closed::of(file, 2).reopen(register).await.unwrap();
     twin.sql("UPDATE items SET name = 'three' WHERE id = 'x'").await;
     twin.start(&scene.network).await;
+    let settled = twin.library.settled("item", "x").await.unwrap();
+    let of: Vec<_> = settled.iter().map(|s| (s.record.as_str(), &s.outcome)).collect();
+    assert_eq!(of, [("x", &tidelog::Outcome::Applied); 2], "each is told by whatever name it goes");
     twin.library.barrier().await.unwrap();
     assert_agreed(&scene).await;
     assert_eq!(names(&scene.follower), "a first,b one,c one,x three,y two");

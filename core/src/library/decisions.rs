@@ -155,19 +155,23 @@ impl Library {
     /// [`Error::Stopped`] and [`Error::LinkStopped`] when it would wait for ever.
     pub async fn settled(&self, model: &str, record: &str) -> Result<Vec<Settlement>, Error> {
         let (model, record) = (model.to_owned(), record.to_owned());
+        let of = (model.clone(), record.clone());
         let waiting = self
             .inner
             .engine
             .step(move |driver| {
                 driver.transaction(seal::seal_all)?;
                 driver.publish()?;
-                settlement::pending_on(driver.store.connection(), &model, &record)
+                settlement::pending_on(driver.store.connection(), &of.0, &of.1)
             })
             .await?;
         if let Some(last) = waiting.last() {
             self.settled_up_to(last.id).await?;
         }
-        self.inner.readers.run(move |conn, models| settlement::of_waiting(conn, models, &waiting)).await
+        self.inner
+            .readers
+            .run(move |conn, models| settlement::of_waiting(conn, models, &model, &record, &waiting))
+            .await
     }
 
     /// What becomes of this device's changes, from behind an entry on: those that the log shows already, then each as it is
