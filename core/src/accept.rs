@@ -226,11 +226,15 @@ impl Pass {
         let open = Group { first: seq.next(), last: Seq(i64::MAX as u64), ..group.clone() };
         log::push_group(tx.conn, &open, row, clock)?;
         let mut appender = Appender::new(tx, top)?;
+        // A decision without effect takes what followed from it with it: each is a group of its own.
+        let mut fell = false;
         pushed.each(tx, group, |n, change| {
             let mut change = change.clone();
             change.rank_at(now);
             let outcome = match refused.get(&n) {
                 Some(reason) => Some(Outcome::refused(reason.clone())),
+                // Where its author's database cascaded.
+                None if fell && change.decides.is_none() => Some(Outcome::nothing()),
                 None => standing::outcome(tx, &mut layouts, group, n, &change)?.map(or_too_large),
             };
             change.outcome = outcome.map(Box::new);
@@ -238,6 +242,9 @@ impl Pass {
                 pass.marks.push((n, mark.clone()));
             }
             let derived = pass.write(tx, n, &mut change)?;
+            if change.decides.is_some() {
+                fell = change.kind != EntryKind::Noop && change.effect() == EntryKind::Noop;
+            }
             clock = clock.max(change.ranking_stamp());
             seq = seq.next();
             let entry = Entry { seq, term, n: Some(n), body: Body::Change(change) };

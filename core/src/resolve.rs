@@ -237,7 +237,11 @@ impl Resolution {
 }
 
 /// Under `owner`, the row that stands names who may write it; a new one names its author.
-fn check_owner(rules: &Rules<'_>, standing: &Standing<'_>, change: &Arriving<'_>) -> Result<(), Refusal> {
+pub(crate) fn check_owner(
+    rules: &Rules<'_>,
+    standing: &Standing<'_>,
+    change: &Arriving<'_>,
+) -> Result<(), Refusal> {
     match (standing.row, change.action) {
         (Some(row), _) | (None, Action::Upsert { row, .. }) => may_write(rules, row, change.by.device),
         (None, Action::Delete) => Ok(()),

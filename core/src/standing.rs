@@ -40,7 +40,7 @@ pub(crate) fn outcome(
     if let Some(decision) = change.decides
         && known.is_too_late(tx, decision)?
     {
-        return Ok(Some(Outcome { effect: Effect::None, dropped: Vec::new(), refused: None }));
+        return Ok(Some(Outcome::nothing()));
     }
     if let Some(Decision::Keeps { origin, n, .. }) = change.decides {
         return Ok(Some(Outcome::refused(format!("the log holds another change {n} of origin {origin}"))));
@@ -49,7 +49,9 @@ pub(crate) fn outcome(
         return Ok(None);
     }
     if !change.shape.has_key_of(&model.shape) {
-        return Ok(Some(Outcome::refused("it comes from a release in which its records have another key".into())));
+        return Ok(Some(Outcome::refused(
+            "it comes from a release in which its records have another key".into(),
+        )));
     }
     let own_shape = *model.shape == *change.shape;
     let arriving_row = known.in_fields_of(model, &change.shape, &change.row);
@@ -69,6 +71,9 @@ pub(crate) fn outcome(
         Standing { row: known.row.as_deref(), since: &written, may_be_forgotten: known.may_be_forgotten };
     let mut rules = Rules::of(&model.descriptor);
     if let Some(Decision::Resolves(_)) = change.decides {
+        if let Err(refusal) = resolve::check_owner(&rules, &standing, &arriving) {
+            return Ok(Some(Outcome::refused(refusal.to_string())));
+        }
         // What is decided was looked at; the rest of the record goes on as it is.
         rules.policy = Policy::Fields;
     }
@@ -113,6 +118,11 @@ fn came_as_made(change: &Change, resolution: &resolve::Resolution) -> bool {
 }
 
 impl Outcome {
+    /// A change that has no effect, since it came too late.
+    pub(crate) fn nothing() -> Self {
+        Self { effect: Effect::None, dropped: Vec::new(), refused: None }
+    }
+
     /// A change that has no effect, for this reason.
     pub(crate) fn refused(reason: String) -> Self {
         Self { effect: Effect::None, dropped: Vec::new(), refused: Some(reason) }

@@ -634,8 +634,7 @@ mod score {
     pub enum Relation {}
 }
 
-const SCORES: &str =
-    "CREATE TABLE scores (id TEXT NOT NULL PRIMARY KEY, place INTEGER NOT NULL UNIQUE, count INTEGER NOT NULL)";
+const SCORES: &str = "CREATE TABLE scores (id TEXT NOT NULL PRIMARY KEY, place INTEGER NOT NULL UNIQUE, count INTEGER NOT NULL)";
 
 fn register_scores(builder: LibraryBuilder) -> LibraryBuilder {
     builder.model::<score::Entity>()
@@ -688,4 +687,101 @@ async fn a_deletion_that_is_retried_when_somebody_has_deleted_the_record_ends_it
         let letter = device.library.dead_letter(letter.id).await.unwrap().unwrap();
         assert!(matches!(letter.state, DeadLetterState::Retried(_)), "{letter:?}");
     }
+}
+
+/// What is said of a page, and goes with it.
+#[allow(unreachable_pub, reason = "SeaORM has entities public")]
+mod remark {
+    use sea_orm::entity::prelude::*;
+    use tidelog::Syncable;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
+    #[sea_orm(table_name = "remarks")]
+    #[sync(model = "remark")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: String,
+        pub page_id: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+}
+
+/// What only its owner writes.
+#[allow(unreachable_pub, reason = "SeaORM has entities public")]
+mod claim {
+    use sea_orm::entity::prelude::*;
+    use tidelog::Syncable;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
+    #[sea_orm(table_name = "claims")]
+    #[sync(model = "claim", owner = "owner")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: String,
+        pub owner: Option<String>,
+        pub name: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+}
+
+#[tokio::test]
+async fn a_decision_that_comes_too_late_takes_what_it_cascaded_with_it() {
+    fn with_remarks(builder: LibraryBuilder) -> LibraryBuilder {
+        builder.model::<page::Entity>().model::<remark::Entity>()
+    }
+    let remarks = "CREATE TABLE remarks (id TEXT NOT NULL PRIMARY KEY,
+        page_id TEXT NOT NULL REFERENCES pages (id) ON DELETE CASCADE)";
+    let scene = Scene::set(&format!("{PAGES}; {remarks}"), with_remarks).await;
+    scene
+        .leader
+        .sql("INSERT INTO pages VALUES ('p', 'title', 'body'); INSERT INTO remarks VALUES ('r', 'p')")
+        .await;
+    scene.level().await;
+    let mut scene = scene
+        .apart(
+            with_remarks,
+            &["UPDATE pages SET title = 'leader' WHERE id = 'p'"],
+            &["PRAGMA foreign_keys = OFF", "DELETE FROM pages WHERE id = 'p'"],
+        )
+        .await;
+    let id = only_conflict(&scene.follower).await.id;
+    let closed = scene.follower.close().await;
+    scene.leader.library.resolve(id, Choice::Local).await.unwrap();
+    scene.leader.library.barrier().await.unwrap();
+    scene.follower = closed.reopen(with_remarks).await.unwrap();
+    scene.follower.library.resolve(id, Choice::Remote).await.unwrap();
+    assert_eq!(number(&scene.follower.file(), "SELECT count(*) FROM remarks"), 0, "it is here at once");
+    scene.follower.start(&scene.network).await;
+    scene.follower.level().await;
+    for device in [&scene.leader, &scene.follower] {
+        assert_eq!(page(device), "leader body");
+        assert_eq!(number(&device.file(), "SELECT count(*) FROM remarks"), 1);
+    }
+}
+
+#[tokio::test]
+async fn who_may_not_write_a_record_decides_no_conflict_of_it() {
+    fn with_claims(builder: LibraryBuilder) -> LibraryBuilder {
+        builder.model::<claim::Entity>()
+    }
+    let claims = "CREATE TABLE claims (id TEXT NOT NULL PRIMARY KEY, owner TEXT, name TEXT NOT NULL)";
+    let scene = Scene::set(claims, with_claims).await;
+    scene.leader.sql("INSERT INTO claims VALUES ('c', NULL, 'name')").await;
+    scene.level().await;
+    let scene = scene
+        .apart(with_claims, &["UPDATE claims SET name = 'leader'"], &["UPDATE claims SET name = 'follower'"])
+        .await;
+    let id = scene.follower.library.conflicts_since(Seq(0)).await.unwrap()[0].id;
+    let owner = scene.leader.library.status().borrow().device.unwrap();
+    scene.leader.sql(&format!("UPDATE claims SET owner = '{owner}', name = 'mine'")).await;
+    scene.level().await;
+    let other = Choice::Merged(row(&[("name", "theirs")]));
+    scene.follower.library.resolve(id, other).await.unwrap();
+    scene.follower.level().await;
+    assert_eq!(text(&scene.follower.file(), "SELECT name FROM claims"), "mine");
+    assert_says(&only_dead_letter(&scene.leader).await.reason, &["belongs to device"]);
 }

@@ -578,7 +578,8 @@ async fn a_change_of_a_record_with_another_key_is_refused_and_stops_no_follower(
         let mut channel = bench.subscribed().await;
         channel.sender.send(entries(term(1, 1), &batch("a"))).await.unwrap();
         bench.shows(|status| status.position.seq == Seq(2)).await;
-        let mut refused = of_another_key(key, Some(crate::entry::Outcome::refused(letters[0].reason.clone())));
+        let mut refused =
+            of_another_key(key, Some(crate::entry::Outcome::refused(letters[0].reason.clone())));
         (refused.after, refused.entries[0].seq) = (Position { term: term(1, 1), seq: Seq(2) }, Seq(3));
         refused.entries[0].term = term(1, 1);
         (refused.groups[0].origin, refused.groups[0].first) = (Origin(uuid::Uuid::from_u128(5)), Seq(3));
