@@ -148,7 +148,8 @@ fn keep_forked(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, known: u64) 
             let decides = Decision::Keeps { origin: group.origin, n, tag: group.tag };
             let reason = format!("the log holds another change {n} of origin {}", group.origin);
             let outcome = Some(Box::new(Outcome::refused(reason)));
-            kept.push(Change { decides: Some(decides), outcome, ..change.clone() });
+            // It is stamped anew, and ranks by that.
+            kept.push(Change { decides: Some(decides), outcome, rank: None, ..change.clone() });
         }
         Ok(())
     })?;

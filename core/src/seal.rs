@@ -416,8 +416,7 @@ impl<'c> Sink<'c> {
     fn put(&mut self, tx: &Tx<'_>, mut change: Change) -> Result<(), Error> {
         let now = tx.world.now();
         self.clock = tick(self.clock, change.at.min(now));
-        // What is kept of another change may have had a rank of its own, by another stamp.
-        (change.stamp, change.rank) = (self.clock, None);
+        change.stamp = self.clock;
         let n = OriginSeq(self.minted.next.0 + self.changes);
         self.changes += 1;
         if self.changes == 1 {
