@@ -566,7 +566,7 @@ async fn a_decision_that_cannot_be_made_says_so() {
     let cases = [
         (row(&[("colour", "red")]), "no synced column `colour`"),
         (row(&[("id", "q")]), "another record's, q"),
-        (row(&[("title", &"x".repeat(4 << 20))]), "over the limit of 3145728 bytes"),
+        (row(&[("title", &"x".repeat(4 << 20))]), "over the limit of 1310720 bytes"),
     ];
     for (row, reason) in cases {
         let error = library.resolve(conflict.id, Choice::Merged(row)).await.unwrap_err().to_string();
