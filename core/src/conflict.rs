@@ -158,12 +158,17 @@ pub(crate) fn by_id(conn: &Connection, models: &[Model], id: Uuid) -> Result<Opt
     head.map(|head| head.find(conn, models)).transpose()
 }
 
-/// The conflicts that wait for a person, oldest first, up to [`PAGE_MAX`].
-pub(crate) fn open(conn: &Connection, models: &[Model]) -> Result<Vec<Conflict>, Error> {
+/// The conflicts that wait for a person behind an entry and a field, oldest first, up to [`PAGE_MAX`].
+pub(crate) fn open(
+    conn: &Connection,
+    models: &[Model],
+    (seq, field): (Seq, &str),
+) -> Result<Vec<Conflict>, Error> {
     let sql = format!(
-        "{COLUMNS} WHERE c.open AND c.decided IS NULL AND c.superseded IS NULL ORDER BY c.seq, c.field LIMIT ?1"
+        "{COLUMNS} WHERE c.open AND c.decided IS NULL AND c.superseded IS NULL AND (c.seq, c.field) > (?1, ?2)
+         ORDER BY c.seq, c.field LIMIT ?3"
     );
-    page(conn, models, &sql, params![PAGE_MAX])
+    page(conn, models, &sql, params![seq.0, field, PAGE_MAX])
 }
 
 /// All conflicts behind `after`, oldest first, up to some [`PAGE_MAX`] and the rest of the last entry's.

@@ -129,9 +129,31 @@ pub(crate) fn read(conn: &Connection, models: &[Model], after: &PushedUpTo) -> R
     Ok(ids.last().map(|&last_id| Push { batch, last_id }))
 }
 
+/// The origins that have pending changes: from one to the next by the index, however many changes each has.
+const ORIGINS: &str = "WITH RECURSIVE o (origin) AS (
+        SELECT min(origin) FROM sync_pending
+        UNION ALL
+        SELECT (SELECT min(origin) FROM sync_pending WHERE origin > o.origin) FROM o WHERE o.origin IS NOT NULL)
+    SELECT origin FROM o WHERE origin IS NOT NULL";
+
+/// For each origin in pending its highest number: what the author of the next change has seen beside its log.
+pub(crate) fn vector(conn: &Connection) -> Result<Vec<(Origin, OriginSeq)>, Error> {
+    let mut vector = Vec::new();
+    for row in origins(conn)? {
+        let (origin, n): (String, u64) = conn
+            .prepare_cached(
+                "SELECT origin, (SELECT max(n) FROM sync_pending WHERE origin = ?1) FROM sync_origin WHERE id = ?1",
+            )?
+            .query_row([row], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let origin = origin.parse().map_err(|_| Error::Damaged(format!("`{origin}` is no origin")))?;
+        vector.push((Origin(origin), OriginSeq(n)));
+    }
+    Ok(vector)
+}
+
 /// The origins that have something pending, as rows of `sync_origin`.
 pub(crate) fn origins(conn: &Connection) -> Result<Vec<i64>, Error> {
-    let mut statement = conn.prepare_cached("SELECT DISTINCT origin FROM sync_pending")?;
+    let mut statement = conn.prepare_cached(ORIGINS)?;
     let origins = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
     Ok(origins)
 }

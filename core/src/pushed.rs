@@ -46,14 +46,16 @@ impl<'p> Arrival<'p> {
         let aside: Option<(u64, String, i64, u64)> = tx
             .conn
             .prepare_cached(
-                "SELECT last, origin, tag, (SELECT count(*) FROM sync_pushed WHERE device = ?1) FROM sync_pushed
+                "SELECT last, first_n || ' ' || last_n || ' ' || origin, tag,
+                    (SELECT count(*) FROM sync_pushed WHERE device = ?1) FROM sync_pushed
                  WHERE device = ?1 ORDER BY first DESC LIMIT 1",
             )?
             .query_row([&device], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
             .optional()?;
         if let Some(group) = batch.groups.first().filter(|_| continues(batch)) {
             let follows = |(last, origin, tag, _): &(u64, String, i64, u64)| {
-                *last == batch.after.seq.0 && *origin == group.origin.to_string() && *tag as u64 == group.tag
+                let numbered = format!("{} {} {}", group.first_n, group.last_n, group.origin);
+                *last == batch.after.seq.0 && *origin == numbered && *tag as u64 == group.tag
             };
             match &aside {
                 Some(aside) if follows(aside) && aside.3 < PARTS_MAX => {}
@@ -71,7 +73,8 @@ impl<'p> Arrival<'p> {
         };
         tx.conn
             .prepare_cached(
-                "INSERT INTO sync_pushed (device, first, last, origin, tag, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT INTO sync_pushed (device, first, last, origin, tag, message, first_n, last_n)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             )?
             .execute(params![
                 device,
@@ -79,7 +82,9 @@ impl<'p> Arrival<'p> {
                 batch.last().0,
                 group.origin.to_string(),
                 group.tag as i64,
-                message
+                message,
+                group.first_n.0,
+                group.last_n.0
             ])?;
         Ok(Self::PutAside)
     }

@@ -11,6 +11,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+use uuid::Uuid;
 
 use crate::{
     adopt::{self, KIND_ADOPT},
@@ -24,6 +25,7 @@ use crate::{
     log::{self, Appender, BATCH_BYTES, BATCH_ENTRIES, ROW_MAX, entry_size},
     model::Policy,
     park::{self, Identity},
+    pending,
     resolve::{self, Rules},
     sequence,
     sql::{Bound, read_value},
@@ -241,6 +243,7 @@ impl Fold {
             image.map_or(0, |image| image.iter().map(Value::size).sum::<usize>() + 32 * image.len());
         let (at, mark, actor): (i64, Option<String>, Option<String>) =
             (row.get(4)?, row.get(5)?, row.get(6)?);
+        let (mark, actor) = (mark.map(named), actor.map(shortened));
         let key = (shape, record);
         if let Some(folded) = self.index.get(&key).map(|&i| &mut self.records[i])
             && folded.mark == mark
@@ -350,7 +353,7 @@ impl<'c> Sink<'c> {
         let base = replica.top;
         let minted = tx.origin(device)?;
         let to = if replica.is_leader() { Target::Log(Appender::new(tx, base)?) } else { Target::Pending };
-        let seen = if replica.has_pending { pending_vector(tx.conn)? } else { Vec::new() };
+        let seen = if replica.has_pending { pending::vector(tx.conn)? } else { Vec::new() };
         let (term, tag) = (replica.max_seen, tx.world.random());
         Ok(Self {
             to,
@@ -687,6 +690,24 @@ fn admit(tx: &Tx<'_>, captured: &Captured, change: &mut Change) -> Result<(), Ke
     Ok(())
 }
 
+/// Longest mark and actor that a change carries, in bytes. An application may say anything.
+const NOTE_MAX: usize = 256;
+
+/// An atomic mark that is too long goes by a name that is as much its own.
+fn named(mark: String) -> String {
+    if mark.len() <= NOTE_MAX {
+        mark
+    } else {
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, mark.as_bytes()).to_string()
+    }
+}
+
+/// As much of an actor's name as is kept.
+fn shortened(mut actor: String) -> String {
+    actor.truncate(actor.floor_char_boundary(NOTE_MAX));
+    actor
+}
+
 /// Why a change stays here.
 enum Kept {
     Withheld,
@@ -716,20 +737,4 @@ fn quarantine(conn: &Connection, change: &Change, reason: &str) -> Result<(), Er
     )?
     .execute(params![change.shape.model, change.record, change.at, reason, data])?;
     Ok(())
-}
-
-/// For each origin in pending its highest number: what the author of the next change has seen beside its log.
-fn pending_vector(conn: &Connection) -> Result<Vec<(Origin, OriginSeq)>, Error> {
-    let rows: Vec<(String, u64)> = conn
-        .prepare_cached(
-            "SELECT o.origin, max(p.n) FROM sync_pending p JOIN sync_origin o ON o.id = p.origin GROUP BY p.origin",
-        )?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_, _>>()?;
-    rows.into_iter()
-        .map(|(origin, n)| {
-            let origin = origin.parse().map_err(|_| Error::Damaged(format!("`{origin}` is no origin")))?;
-            Ok((Origin(origin), OriginSeq(n)))
-        })
-        .collect()
 }

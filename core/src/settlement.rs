@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::{
     conflict::{self, ConflictId},
     dead_letter::{self, DeadLetterId},
-    entry::{Body, Change, EntryKind},
+    entry::{Body, Change, Decision, EntryKind},
     error::Error,
     id::{DeviceId, Seq},
     layout::{Layouts, RecordId, logged_before},
@@ -140,7 +140,8 @@ pub(crate) fn read(
 pub(crate) fn of_entry(conn: &Connection, models: &[Model], seq: Seq) -> Result<Option<Settlement>, Error> {
     let Some((entry, _)) = LogReader::new(models).change(conn, seq)? else { return Ok(None) };
     let Body::Change(change) = entry.body else { return Ok(None) };
-    if entry.n.is_none() {
+    // What a cascade made is nobody's, and what a leader keeps for others is not its own.
+    if entry.n.is_none() || matches!(change.decides, Some(Decision::Keeps { .. })) {
         return Ok(None);
     }
     Ok(Some(Settlement {

@@ -148,7 +148,15 @@ fn in_shape_of(change: &Change, model: &Model, effect: Effect) -> Effect {
     let place = |name: &String| model.shape.fields.iter().position(|f| f == name);
     let values = change.shape.fields.iter().zip(&change.row);
     let row = values.map(|(name, own)| place(name).map_or_else(|| own.clone(), |i| row[i].clone())).collect();
-    Effect::Row { row, fields: change.fields.clone() }
+    let fields = fields.map(|written| {
+        let wrote = |(own, name): (u16, &String)| match place(name) {
+            Some(i) => written.iter().any(|&f| usize::from(f) == i).then_some(own),
+            // This release knows nothing of it: it is as its author left it.
+            None => change.fields.as_ref().is_none_or(|fields| fields.contains(&own)).then_some(own),
+        };
+        (0..).zip(&change.shape.fields).filter_map(wrote).collect()
+    });
+    Effect::Row { row, fields }
 }
 
 /// The record in the log.

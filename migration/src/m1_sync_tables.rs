@@ -131,6 +131,7 @@ const TABLES: &[&str] = &[
         last_error TEXT
     )",
     "CREATE INDEX sync_pending_record ON sync_pending (model, record)",
+    "CREATE INDEX sync_pending_origin ON sync_pending (origin, n)",
     "CREATE INDEX sync_pending_decides ON sync_pending (decides) WHERE decides IS NOT NULL",
     // The replica itself. Terms as text: number/leader/counter/nonce. founder: the library was created here.
     // rolled_back: the last entry with a change of this device that the database did not know, or 0.
@@ -256,6 +257,8 @@ const TABLES: &[&str] = &[
         last INTEGER NOT NULL,
         origin TEXT NOT NULL,
         tag INTEGER NOT NULL,
+        first_n INTEGER NOT NULL,
+        last_n INTEGER NOT NULL,
         message BLOB NOT NULL,
         PRIMARY KEY (device, first)
     )",

@@ -267,6 +267,17 @@ async fn what_the_leaders_database_cascades_goes_with_the_deletion() {
 }
 
 #[tokio::test]
+async fn what_an_application_says_of_a_change_is_bounded() {
+    let scene = scene("").await;
+    let said = "UPDATE sync_ctl SET actor = printf('%.*c', 5000000, 'a') || 'ä', mark = printf('%.*c', 5000000, 'm')";
+    let scene =
+        apart(scene, &[], &[said, "INSERT INTO notes VALUES ('a', '', '', 0), ('b', '', '', 0)"]).await;
+    let lengths = "SELECT max(length(actor)) || ' ' || max(length(mark)) || ' ' || count(DISTINCT mark) FROM sync_entry";
+    assert_eq!(text(&scene.leader.file(), lengths), "256 36 1");
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
 async fn rows_as_large_as_they_may_be_meet_and_nothing_is_stuck() {
     let before =
         "INSERT INTO items (id, name, payload) VALUES ('a', '', randomblob(1300000)), ('b', '', NULL)";

@@ -27,7 +27,7 @@ impl Library {
     /// # Errors
     /// What the database says.
     pub async fn conflicts(&self) -> Result<Vec<Conflict>, Error> {
-        self.inner.readers.run(conflict::open).await
+        self.inner.readers.run(|conn, models| conflict::open(conn, models, (Seq(0), ""))).await
     }
 
     /// All conflicts behind an entry, decided ones too, oldest first: those of at most some
@@ -120,18 +120,22 @@ impl Library {
             .run(move |conn, models| {
                 let file = std::fs::File::options().write(true).create_new(true).open(&path);
                 let mut file = std::io::BufWriter::new(file.map_err(&failed)?);
-                let (mut after, mut count) = (Seq(0), 0);
-                loop {
-                    let page = dead_letter::since(conn, models, after)?;
-                    let Some(last) = page.last() else { break };
-                    after = last.seq;
-                    count += page.len() as u64;
-                    for letter in &page {
-                        writeln!(file, "{}", letter.to_json()).map_err(&failed)?;
+                let mut write = || {
+                    let (mut after, mut count) = (Seq(0), 0);
+                    loop {
+                        let page = dead_letter::since(conn, models, after)?;
+                        let Some(last) = page.last() else { break };
+                        after = last.seq;
+                        count += page.len() as u64;
+                        for letter in &page {
+                            writeln!(file, "{}", letter.to_json()).map_err(&failed)?;
+                        }
                     }
-                }
-                file.flush().map_err(&failed)?;
-                Ok(count)
+                    file.flush().map_err(&failed)?;
+                    Ok(count)
+                };
+                // Half a file would be taken for all of it, and be in the way of the next.
+                write().inspect_err(|_| drop(std::fs::remove_file(&path)))
             })
             .await
     }

@@ -20,26 +20,14 @@ pub(super) async fn decide(shared: Arc<Shared>, resolver: Arc<dyn Resolver>) {
 
 async fn ask(shared: &Shared, resolver: &Arc<dyn Resolver>) {
     let mut status = shared.library.status.subscribe();
-    // What was asked, and as of which entry of the record.
-    let mut asked: HashMap<ConflictId, Option<Seq>> = HashMap::new();
+    let mut asked = HashMap::new();
     loop {
         if status.wait_for(|status| status.conflicts > 0).await.is_err() {
             return;
         }
         let position = status.borrow_and_update().position;
-        match shared.library.readers.run(conflict::open).await {
-            Ok(conflicts) => {
-                // Bounded by a page: what is decided is forgotten.
-                asked.retain(|id, _| conflicts.iter().any(|conflict| conflict.id == *id));
-                for conflict in conflicts {
-                    let is_new = asked.get(&conflict.id) != Some(&conflict.local.seq);
-                    if is_new && !conflict.being_decided {
-                        asked.insert(conflict.id, conflict.local.seq);
-                        put(shared, resolver, conflict).await;
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(library = %shared.library.id, %error, "listing conflicts failed"),
+        if let Err(error) = ask_all(shared, resolver, &mut asked).await {
+            tracing::warn!(library = %shared.library.id, %error, "listing conflicts failed");
         }
         // Until the log has grown or there are others.
         let count = status.borrow().conflicts;
@@ -47,6 +35,37 @@ async fn ask(shared: &Shared, resolver: &Arc<dyn Resolver>) {
             return;
         }
     }
+}
+
+/// Which conflicts were asked about, and as of which entry of the record: as many as wait.
+type Asked = HashMap<ConflictId, Option<Seq>>;
+
+/// Puts all conflicts that wait to the resolver, a page at a time, but those that are as they were when it was asked.
+async fn ask_all(shared: &Shared, resolver: &Arc<dyn Resolver>, asked: &mut Asked) -> Result<(), Error> {
+    let mut waiting = Asked::new();
+    let mut after = (Seq(0), String::new());
+    loop {
+        let (seq, field) = after.clone();
+        let page = shared
+            .library
+            .readers
+            .run(move |conn, models| conflict::open(conn, models, (seq, &field)))
+            .await?;
+        let Some(last) = page.last() else { break };
+        after = (last.seq, last.field.clone().unwrap_or_default());
+        for conflict in page {
+            // Whether what is being decided comes too late is not known yet.
+            let before = asked.get(&conflict.id).copied();
+            let now = if conflict.being_decided { before } else { Some(conflict.local.seq) };
+            waiting.extend(now.map(|seq| (conflict.id, seq)));
+            if now != before {
+                put(shared, resolver, conflict).await;
+            }
+        }
+    }
+    // What is decided is forgotten.
+    *asked = waiting;
+    Ok(())
 }
 
 /// Puts one conflict to the resolver. Whatever goes wrong there leaves the conflict waiting.

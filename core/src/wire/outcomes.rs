@@ -143,6 +143,9 @@ impl OutcomeHead {
         {
             return Err("an outcome drops a field that does not exist");
         }
+        if (1..self.dropped.len()).any(|i| self.dropped[..i].iter().any(|(f, ..)| *f == self.dropped[i].0)) {
+            return Err("an outcome drops a field twice");
+        }
         if self.refused.as_ref().is_some_and(|reason| reason.len() > REFUSED_MAX) {
             return Err("a refusal is over its limit");
         }
