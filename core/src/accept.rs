@@ -13,7 +13,7 @@ use rusqlite::ErrorCode;
 
 use crate::{
     apply::{Writer, is_constraint},
-    attempt,
+    attempt, below,
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Outcome},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
@@ -21,7 +21,7 @@ use crate::{
     log::{self, Appender, ROW_MAX},
     park::{self, Identity},
     pushed::{Arrival, Pushed},
-    resolve::Effect,
+    resolve::{Dropped, Effect, Loser},
     seal, standing,
     store::{Replica, Tx, origin_row},
     term,
@@ -169,9 +169,10 @@ fn accept_group(
         return Ok(());
     }
     let group = Group { first_n, first: Seq(group.first.0 + known), ..group.clone() };
-    let mut refused = Refused::new();
+    let mut refused = Fallen::new();
     if refuses {
-        refused.extend((first_n.0..=group.last_n.0).map(|n| (OriginSeq(n), attempt::reason())));
+        let all = (first_n.0..=group.last_n.0).map(OriginSeq);
+        refused.extend(all.map(|n| (n, Fate::Refused(attempt::reason()))));
     }
     loop {
         tx.conn.execute_batch("SAVEPOINT accepted")?;
@@ -188,14 +189,47 @@ fn accept_group(
     }
 }
 
-/// By number: why a change is refused.
-type Refused = HashMap<OriginSeq, String>;
+/// By number: what a change comes to, whatever it says.
+type Fallen = HashMap<OriginSeq, Fate>;
+
+/// What becomes of a change that the rest of its group brings down.
+#[derive(Clone, Debug)]
+enum Fate {
+    /// It is refused, for this reason.
+    Refused(String),
+    /// It deletes what belongs to a record whose deletion did not stand: that stays too.
+    Stays,
+}
+
+impl Fate {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Refused(reason) => Outcome::refused(reason.clone()),
+            Self::Stays => Outcome {
+                dropped: vec![Dropped { field: None, loser: Loser::Remote, open: false }],
+                ..Outcome::nothing()
+            },
+        }
+    }
+
+    fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Refused(reason) => Some(reason),
+            Self::Stays => None,
+        }
+    }
+}
 
 /// One way through a group.
 #[derive(Default)]
 struct Pass {
     /// Refused by the database on the way.
-    refused: Refused,
+    refused: Fallen,
+    /// Deletions that did not stand, and those that did.
+    stays: Vec<Change>,
+    gone: Vec<(OriginSeq, Change)>,
+    /// Top of the log before it.
+    before: Seq,
     /// Changes that wrote or deleted their row.
     wrote: Vec<Wrote>,
     /// Those that have an atomic mark.
@@ -216,9 +250,9 @@ struct Wrote {
 }
 
 impl Pass {
-    fn run(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, refused: &Refused) -> Result<Self, Error> {
+    fn run(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, refused: &Fallen) -> Result<Self, Error> {
         let Replica { max_seen: term, top, clock, .. } = tx.replica()?;
-        let mut pass = Self::default();
+        let mut pass = Self { before: top.seq, ..Self::default() };
         let mut layouts = Layouts::new(tx.models);
         let (mut seq, mut clock) = (top.seq, clock);
         let now = tx.world.now();
@@ -233,7 +267,7 @@ impl Pass {
             let mut change = change.clone();
             change.rank_at(now);
             let outcome = match refused.get(&n) {
-                Some(reason) => Some(Outcome::refused(reason.clone())),
+                Some(fate) => Some(fate.outcome()),
                 // Where its author's database cascaded.
                 None if fell && change.decides.is_none() => Some(Outcome::nothing()),
                 None => standing::outcome(tx, &mut layouts, group, n, &change)?.map(or_too_large),
@@ -243,6 +277,11 @@ impl Pass {
                 pass.marks.push((n, mark.clone()));
             }
             let derived = pass.write(tx, n, &mut change)?;
+            match (change.kind, change.effect()) {
+                (EntryKind::Delete, EntryKind::Noop) => pass.stays.push(change.clone()),
+                (EntryKind::Delete, _) => pass.gone.push((n, change.clone())),
+                _ => {}
+            }
             if change.decides.is_some() {
                 fell = change.kind != EntryKind::Noop && change.effect() == EntryKind::Noop;
             }
@@ -282,7 +321,7 @@ impl Pass {
             Err(error) if is_the_rows_fault(&error) => {
                 tx.conn.execute_batch("ROLLBACK TO written; RELEASE written")?;
                 let reason = not_taken(&error);
-                self.refused.insert(n, reason.clone());
+                self.refused.insert(n, Fate::Refused(reason.clone()));
                 change.outcome = Some(Box::new(Outcome::refused(reason)));
                 return Ok(Vec::new());
             }
@@ -302,20 +341,24 @@ impl Pass {
         Ok(derived)
     }
 
-    /// What this way through has shown that must be refused in the next: rows that refer to nothing, rows above
-    /// themselves, and what shares an atomic mark with a change that is refused.
-    fn found_unsound(&self, tx: &Tx<'_>, refused: &Refused) -> Result<Refused, Error> {
-        let mut found = Refused::new();
+    /// What this way through has shown that must come to something else in the next: rows that refer to nothing, rows
+    /// above themselves, what shares an atomic mark with a change that is refused, and what belongs to a record that stays.
+    fn found_unsound(&self, tx: &Tx<'_>, fallen: &Fallen) -> Result<Fallen, Error> {
+        let mut found = Fallen::new();
         for wrote in &self.wrote {
             if let Some(reason) = wrote.left_unsound(tx)? {
-                found.insert(wrote.n, reason);
+                found.insert(wrote.n, Fate::Refused(reason));
             }
         }
         for (n, reason) in self.moves.found_unsound(tx)? {
-            found.entry(n).or_insert(reason);
+            found.entry(n).or_insert(Fate::Refused(reason));
+        }
+        for n in below::found(tx, self.before, &self.stays, &self.gone)? {
+            found.entry(n).or_insert(Fate::Stays);
         }
         let all = |n: &OriginSeq| {
-            found.get(n).or_else(|| self.refused.get(n)).or_else(|| refused.get(n)).map(String::as_str)
+            let fate = found.get(n).or_else(|| self.refused.get(n)).or_else(|| fallen.get(n));
+            fate.and_then(Fate::reason)
         };
         let mut marked: HashMap<&str, &str> = HashMap::new();
         for (n, mark) in &self.marks {
@@ -323,12 +366,13 @@ impl Pass {
                 marked.entry(mark).or_insert(reason);
             }
         }
-        let mut with_them = Refused::new();
+        let mut with_them = Fallen::new();
         for (n, mark) in &self.marks {
             if let Some(reason) = marked.get(mark.as_str())
                 && all(n).is_none()
             {
-                with_them.insert(*n, format!("a change that it stands or falls with was refused: {reason}"));
+                let reason = format!("a change that it stands or falls with was refused: {reason}");
+                with_them.insert(*n, Fate::Refused(reason));
             }
         }
         found.extend(with_them);

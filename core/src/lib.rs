@@ -96,6 +96,7 @@ mod announce;
 mod apply;
 mod attempt;
 pub mod behavior;
+mod below;
 mod capture;
 mod checkpoint;
 pub mod conflict;

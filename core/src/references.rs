@@ -14,6 +14,17 @@ pub(crate) struct References {
     refers: Vec<Question>,
     /// A row of another table that refers to the record, which is gone.
     referred: Vec<Question>,
+    /// What the table's rows refer to.
+    parents: Vec<Parent>,
+}
+
+/// What rows of a table refer to by some of their columns.
+#[derive(Debug)]
+pub(crate) struct Parent {
+    pub(crate) from: Vec<String>,
+    pub(crate) table: String,
+    /// Columns there, in the order of `from`.
+    pub(crate) to: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -40,12 +51,22 @@ impl References {
         for foreign in all(conn)? {
             if is(&foreign.child) {
                 references.refers.push(foreign.refers(key));
+                references.parents.push(Parent {
+                    from: foreign.from.clone(),
+                    table: foreign.parent.clone(),
+                    to: foreign.to.clone(),
+                });
             }
             if is(&foreign.parent) {
                 references.referred.push(foreign.referred(key));
             }
         }
         Ok(references)
+    }
+
+    /// What the table's rows refer to.
+    pub(crate) fn parents(&self) -> &[Parent] {
+        &self.parents
     }
 
     /// Whether rows of the table refer to others.

@@ -266,6 +266,59 @@ async fn what_the_leaders_database_cascades_goes_with_the_deletion() {
     assert_agreed(&scene);
 }
 
+/// A folder whose update wins over its deletion, and what is in it.
+#[allow(unreachable_pub, reason = "SeaORM has entities public")]
+mod folder {
+    use sea_orm::entity::prelude::*;
+    use tidelog::Syncable;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
+    #[sea_orm(table_name = "folders")]
+    #[sync(model = "folder", deletes = "update_wins")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: String,
+        pub parent_id: Option<String>,
+        pub name: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+}
+
+#[tokio::test]
+async fn what_was_in_a_record_stays_with_it() {
+    let tables = "CREATE TABLE folders (id TEXT NOT NULL PRIMARY KEY,
+        parent_id TEXT REFERENCES folders (id) ON DELETE CASCADE, name TEXT NOT NULL)";
+    fn folders(builder: LibraryBuilder) -> LibraryBuilder {
+        builder.model::<folder::Entity>()
+    }
+    let scene = Scene::set(tables, folders).await;
+    let rows = "INSERT INTO folders VALUES ('a', NULL, 'old'), ('b', 'a', 'in a'), ('c', 'b', 'in b'), ('d', NULL, 'apart'),
+        ('e', 'd', 'in d')";
+    scene.leader.sql(rows).await;
+    scene.level().await;
+    let scene = scene
+        .apart(
+            folders,
+            &["UPDATE folders SET name = 'kept' WHERE id = 'a'"],
+            &["DELETE FROM folders WHERE id = 'a'", "DELETE FROM folders WHERE id = 'd'"],
+        )
+        .await;
+    let left = "SELECT group_concat(id || ' ' || name) FROM (SELECT * FROM folders ORDER BY id)";
+    for device in [&scene.leader, &scene.follower] {
+        assert_eq!(text(&device.file(), left), "a kept,b in a,c in b");
+        assert_eq!(number(&device.file(), "SELECT count(*) FROM pragma_foreign_key_check"), 0);
+        assert_eq!(
+            device.library.conflicts_since(tidelog::id::Seq(0)).await.unwrap().len(),
+            3,
+            "each is on record"
+        );
+        assert_eq!(device.library.dead_letters().await.unwrap(), []);
+    }
+    assert_eq!(scene.leader.dump("sync_log", "*"), scene.follower.dump("sync_log", "*"));
+}
+
 #[tokio::test]
 async fn what_an_application_says_of_a_change_is_bounded() {
     let scene = scene("").await;
