@@ -240,6 +240,8 @@ async fn show_pulse(shared: Arc<Shared>) {
             changed = pulse.changed() => if changed.is_err() { return },
             () = shared.stopped() => return,
         }
+        // Those who send what is new were woken too, and go first.
+        tokio::task::yield_now().await;
     }
 }
 

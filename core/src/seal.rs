@@ -630,7 +630,7 @@ pub(crate) fn derived(tx: &Tx<'_>, model: &str, record: &str) -> Result<Vec<Chan
 /// table is as it was. Its values are in its entry.
 fn refuse_foreign(tx: &Tx<'_>, change: &mut Change, device: DeviceId) -> Result<(), Error> {
     let is_owned =
-        |m: &&Model| *m.shape == *change.shape && matches!(m.descriptor.options.policy, Policy::Owner(_));
+        |m: &&Model| matches!(m.descriptor.options.policy, Policy::Owner(_)) && *m.shape == *change.shape;
     let Some(model) = tx.models.iter().find(is_owned) else { return Ok(()) };
     let row = change.before.as_ref().unwrap_or(&change.row);
     let Err(refusal) = resolve::may_write(&Rules::of(&model.descriptor), row, device) else { return Ok(()) };
