@@ -80,6 +80,12 @@ impl Arrived {
         self.batch.entries.len() > LARGE
     }
 
+    /// Whether it is applied in a moment, which came as `message`: a few small changes, and not the last of a large group.
+    pub(crate) fn is_small(&self, message: &[u8]) -> bool {
+        let is_part = self.batch.groups.first().is_some_and(|group| group.first <= self.batch.after.seq);
+        self.batch.entries.len() <= SMALL && message.len() <= SMALL_MESSAGE && !is_part
+    }
+
     fn forget_first(&mut self, count: usize) {
         self.batch.entries.drain(..count);
         self.rows.drain(..count);
@@ -88,6 +94,9 @@ impl Arrived {
     }
 }
 
+/// See [`Arrived::is_small`]: entries, and bytes as they travel.
+const SMALL: usize = 16;
+const SMALL_MESSAGE: usize = 16 << 10;
 /// See [`Arrived::is_large`].
 const LARGE: usize = 1000;
 

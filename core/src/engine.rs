@@ -6,9 +6,13 @@
 //! database's one writer, so that a busy application keeps most of the time for itself; what has gathered meanwhile is
 //! sealed together. An application that writes faster than that leaves a backlog in the outbox, which is sealed without
 //! rest as soon as it pauses.
+//!
+//! Steps of a moment need not wake it: who asks runs them, while it rests ([`Engine::short_step`]). One at a time is at work
+//! on the database either way.
 
 use std::{
     fs::File,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -22,7 +26,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     error::Error,
-    gate::WriteGate,
+    gate::{Guard, WriteGate},
     id::{Position, Seq},
     pending,
     seal::{self, Fresh},
@@ -137,6 +141,8 @@ enum Command {
 /// A handle to the engine; the engine stops when the last one is dropped.
 pub(crate) struct Engine {
     commands: SyncSender<Command>,
+    /// For whoever is at work on the database; nobody's any more when the engine has ended.
+    driver: Arc<Mutex<Option<Driver>>>,
     waker: Waker,
     pulse: watch::Receiver<Pulse>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
@@ -170,6 +176,8 @@ pub(crate) struct Driver {
     counted: Instant,
     /// Makes a large seal durable.
     syncing: Option<thread::JoinHandle<()>>,
+    /// A turn that was taken ahead of a transaction.
+    turn: Option<Guard>,
     /// Keeps the database to this engine, until the thread has ended.
     _lock: Arc<File>,
 }
@@ -196,18 +204,21 @@ impl Engine {
             counts_due: false,
             counted: Instant::now(),
             syncing: None,
+            turn: None,
             _lock: lock,
         };
         let woken = Arc::clone(&waker.woken);
+        let driver = Arc::new(Mutex::new(Some(driver)));
+        let shared = Arc::clone(&driver);
         let thread = thread::Builder::new()
             .name("tidelog".into())
-            .spawn(move || driver.run(&inbox, &woken))
+            .spawn(move || run(&shared, &inbox, &woken))
             .map_err(|source| Error::File {
                 what: "starting the engine's thread for",
                 path: "tidelog".into(),
                 source,
             })?;
-        Ok(Self { commands, waker, pulse, thread: Mutex::new(Some(thread)) })
+        Ok(Self { commands, driver, waker, pulse, thread: Mutex::new(Some(thread)) })
     }
 
     pub(crate) fn waker(&self) -> Waker {
@@ -240,6 +251,42 @@ impl Engine {
         answer.await.map_err(|_| stopped())?
     }
 
+    /// [`Engine::step`] for a step of a fraction of a millisecond in one transaction: where nobody is at work on the
+    /// database, it is run on this thread, and no other need be woken. It never waits for anybody: not for the engine, a
+    /// writer of this process, nor one of another, which are looked at first.
+    pub(crate) async fn short_step<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&mut Driver) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let mut step = Some(step);
+        if let Some(done) = self.try_here(&mut step) {
+            return done;
+        }
+        match step {
+            Some(step) => self.step(step).await,
+            None => Err(Error::Stopped { reason: "a step was run and not answered".into() }),
+        }
+    }
+
+    fn try_here<T>(
+        &self,
+        step: &mut Option<impl FnOnce(&mut Driver) -> Result<T, Error>>,
+    ) -> Option<Result<T, Error>> {
+        let mut held = self.driver.try_lock().ok()?;
+        let driver = held.as_mut().filter(|_| step.is_some())?;
+        if !driver.begin_here() {
+            return None;
+        }
+        let step = step.take()?;
+        let done = catch_unwind(AssertUnwindSafe(|| step(driver)));
+        driver.end_here();
+        Some(done.unwrap_or_else(|_| {
+            // As it ends the engine's thread: nobody goes on with what a panic left.
+            *held = None;
+            Err(Error::Stopped { reason: "a step panicked".into() })
+        }))
+    }
+
     /// Stops the engine behind the steps that wait, and waits for its thread to end.
     pub(crate) async fn stop(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -259,46 +306,75 @@ impl Drop for Engine {
     }
 }
 
-impl Driver {
-    fn run(mut self, inbox: &Receiver<Command>, woken: &AtomicBool) {
-        let mut seen = None;
-        let mut dirty = true;
-        let mut not_before = Instant::now();
-        loop {
-            let rest = not_before.saturating_duration_since(Instant::now());
-            let wait = if dirty && self.seals { rest.min(LOOK_EVERY) } else { LOOK_EVERY };
-            match inbox.recv_timeout(wait) {
-                Ok(Command::Step(step)) => step(&mut self),
-                Ok(Command::Wake) => {}
-                Err(RecvTimeoutError::Timeout) => {}
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-            }
-            dirty |= woken.load(Ordering::Acquire);
-            if !dirty {
-                match self.store.data_version() {
-                    Ok(version) => dirty = seen.replace(version) != Some(version),
-                    Err(error) => tracing::warn!(%error, "looking for commits failed"),
-                }
-            }
-            if dirty && self.seals && Instant::now() >= not_before {
-                let told = woken.swap(false, Ordering::AcqRel);
-                let commits = self.gate.commits();
-                (dirty, not_before) = match self.round(told) {
-                    Ok((more, held)) => {
-                        // A backlog that nobody adds to is sealed without a pause.
-                        let busy = self.gate.commits() != commits;
-                        let rest = held * if held > LONG { REST_LONG } else { REST };
-                        (more, Instant::now() + if more && !busy { Duration::ZERO } else { rest })
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "a seal failed and will be tried again");
-                        self.pulse.send_modify(|pulse| pulse.error = Some(error.to_string()));
-                        (true, Instant::now() + RETRY_AFTER)
-                    }
-                };
-            }
-            self.count_if_due();
+/// The engine's thread.
+fn run(shared: &Mutex<Option<Driver>>, inbox: &Receiver<Command>, woken: &AtomicBool) {
+    let _ending = Ending(shared);
+    let mut seals = Seals { seen: None, dirty: true, not_before: Instant::now(), on: false };
+    loop {
+        let rest = seals.not_before.saturating_duration_since(Instant::now());
+        let wait = if seals.dirty && seals.on { rest.min(LOOK_EVERY) } else { LOOK_EVERY };
+        let command = match inbox.recv_timeout(wait) {
+            Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            Ok(command) => Some(command),
+            Err(RecvTimeoutError::Timeout) => None,
+        };
+        let mut driver = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody's any more after a panic in a short step.
+        let Some(driver) = driver.as_mut() else { break };
+        if let Some(Command::Step(step)) = command {
+            step(driver);
         }
+        driver.seal_if_due(&mut seals, woken);
+        driver.count_if_due();
+    }
+}
+
+/// Takes the driver away when the thread ends, however it does.
+struct Ending<'d>(&'d Mutex<Option<Driver>>);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+/// When to seal.
+struct Seals {
+    seen: Option<i64>,
+    /// Something may have been committed.
+    dirty: bool,
+    not_before: Instant,
+    on: bool,
+}
+
+impl Driver {
+    fn seal_if_due(&mut self, seals: &mut Seals, woken: &AtomicBool) {
+        seals.on = self.seals;
+        seals.dirty |= woken.load(Ordering::Acquire);
+        if !seals.dirty {
+            match self.store.data_version() {
+                Ok(version) => seals.dirty = seals.seen.replace(version) != Some(version),
+                Err(error) => tracing::warn!(%error, "looking for commits failed"),
+            }
+        }
+        if !seals.dirty || !self.seals || Instant::now() < seals.not_before {
+            return;
+        }
+        let told = woken.swap(false, Ordering::AcqRel);
+        let commits = self.gate.commits();
+        (seals.dirty, seals.not_before) = match self.round(told) {
+            Ok((more, held)) => {
+                // A backlog that nobody adds to is sealed without a pause.
+                let busy = self.gate.commits() != commits;
+                let rest = held * if held > LONG { REST_LONG } else { REST };
+                (more, Instant::now() + if more && !busy { Duration::ZERO } else { rest })
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a seal failed and will be tried again");
+                self.pulse.send_modify(|pulse| pulse.error = Some(error.to_string()));
+                (true, Instant::now() + RETRY_AFTER)
+            }
+        };
     }
 
     /// One seal. Whether more waits, and how long the writer was held. What nobody `told` of may be a commit of
@@ -342,6 +418,31 @@ impl Driver {
         self.pulse.borrow().pending_ends
     }
 
+    /// Begins a transaction if that can be had without waiting, and what is done in it is only what is asked for; the next
+    /// one of this driver is that.
+    fn begin_here(&mut self) -> bool {
+        let Some(turn) = self.gate.try_acquire() else { return false };
+        if !self.store.begin_now().unwrap_or(false) {
+            return false;
+        }
+        self.turn = Some(turn);
+        let is_at_rest = self.store.is_at_rest().unwrap_or(false);
+        if !is_at_rest {
+            self.end_here();
+        }
+        is_at_rest
+    }
+
+    /// Gives back what [`Driver::begin_here`] took and nobody used.
+    fn end_here(&mut self) {
+        self.store.give_up_begun();
+        self.turn = None;
+    }
+
+    fn turn(&mut self) -> Option<Guard> {
+        self.turn.take().or_else(|| self.gate.acquire_blocking(PATIENCE))
+    }
+
     /// Runs a step in a transaction, in turn with the application's writers.
     ///
     /// # Errors
@@ -350,7 +451,7 @@ impl Driver {
         &mut self,
         step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let _guard = self.gate.acquire_blocking(PATIENCE);
+        let _turn = self.turn();
         self.store.transaction(step)
     }
 
@@ -359,7 +460,7 @@ impl Driver {
         &mut self,
         step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let _guard = self.gate.acquire_blocking(PATIENCE);
+        let _turn = self.turn();
         self.store.enforcing(step)
     }
 

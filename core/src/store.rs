@@ -204,6 +204,8 @@ pub(crate) struct Store {
     schema_version: i64,
     follows_schema: bool,
     numbers: Numbers,
+    /// A transaction was begun ahead.
+    begun: bool,
     world: Arc<dyn World>,
 }
 
@@ -239,6 +241,7 @@ impl Store {
             schema_version: 0,
             follows_schema: false,
             numbers: Numbers::default(),
+            begun: false,
             world,
         };
         store.install()?;
@@ -355,7 +358,32 @@ impl Store {
         self.finish(step)
     }
 
-    fn begin(&self) -> Result<(), Error> {
+    /// Begins a transaction, unless somebody else writes just now. Whether it has; it is the next transaction's.
+    pub(crate) fn begin_now(&mut self) -> Result<bool, Error> {
+        self.conn.busy_timeout(Duration::ZERO)?;
+        let begun = self.conn.prepare_cached("BEGIN IMMEDIATE").and_then(|mut begin| begin.execute([]));
+        self.conn.busy_timeout(BUSY_TIMEOUT)?;
+        self.begun = begun.is_ok();
+        Ok(self.begun)
+    }
+
+    /// Whether nothing waits to be sealed or sequenced: then a step is about what it brings, and nothing else.
+    pub(crate) fn is_at_rest(&self) -> Result<bool, Error> {
+        let sql = "SELECT NOT EXISTS (SELECT 1 FROM sync_outbox) AND NOT EXISTS (SELECT 1 FROM sync_pending)";
+        Ok(self.conn.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
+    }
+
+    /// Takes back a transaction that was begun ahead and is not needed.
+    pub(crate) fn give_up_begun(&mut self) {
+        if std::mem::take(&mut self.begun) {
+            self.roll_back();
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), Error> {
+        if std::mem::take(&mut self.begun) {
+            return Ok(());
+        }
         self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         Ok(())
     }

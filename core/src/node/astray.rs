@@ -695,6 +695,32 @@ async fn pending_children_of_what_the_leader_deleted_step_out_until_it_answers()
 }
 
 #[tokio::test]
+async fn a_short_step_keeps_no_thread_waiting() {
+    let bench = Bench::follower().await;
+    let engine = &bench.library.inner.engine;
+    let run = || engine.short_step(|driver| driver.transaction(|tx| Ok(tx.replica()?.top)));
+    assert_eq!(soon("a step while all rest", run()).await.unwrap(), Position::EMPTY);
+    // On the one thread of this runtime a writer could never end if the step waited for it here.
+    let turn = bench.db.gate().try_acquire().unwrap();
+    let began = std::time::Instant::now();
+    let step = run();
+    let writer = async {
+        tokio::task::yield_now().await;
+        drop(turn);
+    };
+    let (done, ()) = tokio::join!(soon("a step behind a writer", step), writer);
+    assert_eq!(done.unwrap(), Position::EMPTY);
+    assert!(began.elapsed() < Duration::from_secs(4), "nobody's patience ran out");
+    // What a step leaves unused is given back.
+    let unused = engine.short_step(|_| Ok(())).await;
+    assert!(unused.is_ok() && bench.db.gate().try_acquire().is_some());
+    bench.db.execute_unprepared("INSERT INTO notes VALUES ('a', 'b')").await.unwrap();
+    let panicked = engine.short_step(|_| -> Result<(), Error> { panic!("as a bug would") }).await;
+    assert!(matches!(panicked, Err(Error::Stopped { .. })));
+    bench.shows(|status| matches!(status.link, Link::Stopped { .. })).await;
+}
+
+#[tokio::test]
 async fn an_engine_that_has_ended_shows_in_the_status_of_leader_and_follower() {
     for bench in [Bench::leader().await, Bench::follower().await] {
         let step = bench.library.inner.engine.step(|_| -> Result<(), Error> { panic!("as a bug would") });

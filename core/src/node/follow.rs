@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{broadcast, mpsc, oneshot},
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
@@ -292,6 +292,44 @@ fn unpacked(message: Vec<u8>) -> Result<Unpacked, Unreadable> {
     })
 }
 
+/// Entries as they came, to be applied.
+struct Received {
+    lead: Term,
+    arrived: Arrived,
+    message: Vec<u8>,
+    changes: broadcast::Sender<AppliedChange>,
+}
+
+impl Received {
+    /// Applies them and tells of it; gives them back, for another try.
+    fn apply(mut self, driver: &mut Driver, rows: Rows) -> (Result<Applied, Error>, Self) {
+        let applied = self.try_apply(driver, rows);
+        (applied, self)
+    }
+
+    fn try_apply(&mut self, driver: &mut Driver, rows: Rows) -> Result<Applied, Error> {
+        let mut touched = Touched::new();
+        let watched = self.changes.receiver_count() > 0;
+        let Self { lead, arrived, message, .. } = self;
+        let applied = driver.transaction(|tx| {
+            apply::apply(tx, *lead, arrived, message, rows, watched.then_some(&mut touched))
+        })?;
+        for (shape, record, kind) in touched {
+            let kind = match kind {
+                EntryKind::Upsert => ChangeKind::Upsert,
+                EntryKind::Delete => ChangeKind::Delete,
+                _ => continue,
+            };
+            // Nobody listens any more: fine.
+            let _ = self.changes.send(AppliedChange { model: shape.model.clone(), record, kind });
+        }
+        if let Applied::To(_) = applied {
+            driver.tell()?;
+        }
+        Ok(applied)
+    }
+}
+
 struct Session<'s> {
     shared: &'s Arc<Shared>,
     peer: DeviceId,
@@ -490,45 +528,24 @@ impl Session<'_> {
         &mut self,
         lead: Term,
         top: Position,
-        mut arrived: Arrived,
+        arrived: Arrived,
         message: Vec<u8>,
     ) -> Result<Option<End>, Error> {
         if let Some(end) = self.foreign(lead) {
             return Ok(Some(end));
         }
-        let changes = self.shared.library.changes.clone();
-        let catching_up = arrived.is_large();
-        let (applied, arrived) = self
-            .shared
-            .library
-            .engine
-            .step(move |driver| {
-                let mut touched = Touched::new();
-                let watched = changes.receiver_count() > 0;
-                let mut apply = |driver: &mut Driver, rows| {
-                    touched.clear();
-                    let touched = watched.then_some(&mut touched);
-                    driver.transaction(|tx| apply::apply(tx, lead, &mut arrived, &message, rows, touched))
-                };
-                let applied = match apply(driver, Rows::AsTheyCome) {
-                    Err(error) if is_constraint(&error) => apply(driver, Rows::StepOutFirst),
-                    applied => applied,
-                }?;
-                for (shape, record, kind) in touched {
-                    let kind = match kind {
-                        EntryKind::Upsert => ChangeKind::Upsert,
-                        EntryKind::Delete => ChangeKind::Delete,
-                        _ => continue,
-                    };
-                    // Nobody listens any more: fine.
-                    let _ = changes.send(AppliedChange { model: shape.model.clone(), record, kind });
-                }
-                if let Applied::To(_) = applied {
-                    driver.tell()?;
-                }
-                Ok((applied, arrived))
-            })
-            .await?;
+        let (catching_up, small) = (arrived.is_large(), arrived.is_small(&message));
+        let engine = &self.shared.library.engine;
+        let received = Received { lead, arrived, message, changes: self.shared.library.changes.clone() };
+        let step = move |driver: &mut Driver| Ok(received.apply(driver, Rows::AsTheyCome));
+        let done = if small { engine.short_step(step).await } else { engine.step(step).await }?;
+        let (applied, received) = match done {
+            (Err(error), received) if is_constraint(&error) => {
+                engine.step(move |driver| Ok(received.apply(driver, Rows::StepOutFirst))).await?
+            }
+            done => done,
+        };
+        let (applied, arrived) = (applied?, received.arrived);
         if catching_up {
             // Freeing what arrived is work too, and the next batch waits for neither.
             drop(tokio::task::spawn_blocking(move || drop(arrived)));
