@@ -131,6 +131,7 @@ const TABLES: &[&str] = &[
         last_error TEXT
     )",
     "CREATE INDEX sync_pending_record ON sync_pending (model, record)",
+    "CREATE INDEX sync_pending_blocked ON sync_pending (id) WHERE state = 'blocked'",
     "CREATE INDEX sync_pending_origin ON sync_pending (origin, n)",
     "CREATE INDEX sync_pending_decides ON sync_pending (decides) WHERE decides IS NOT NULL",
     // The replica itself. Terms as text: number/leader/counter/nonce. founder: the library was created here.
