@@ -1,7 +1,7 @@
 //! Following: one subscription at a time with whoever leads.
 //!
 //! A session opens a channel, says where this device stands, and hands every batch to the engine's `apply`. The
-//! channel is read and unpacked on a task of its own, up to two batches ahead of the one that is being applied. What was
+//! channel is read and unpacked on a task of its own, a batch ahead of the one that is being applied. What was
 //! applied is confirmed when it is durable, at most every [`CONFIRM_EVERY`].
 
 use std::{sync::Arc, time::Duration};
@@ -36,8 +36,8 @@ const CONFIRM_CATCHING_UP: Duration = Duration::from_millis(200);
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How long opening a channel may take.
 const OPEN_MAX: Duration = Duration::from_secs(10);
-/// Batches unpacked ahead of the one that is applied.
-const AHEAD: usize = 2;
+/// Batches unpacked ahead of the one that is applied: some 11 MiB each, beside those that are being packed and freed.
+const AHEAD: usize = 1;
 /// Pushes that may wait for an answer: what the leader is busy with while a large group is applied here. They are kept by
 /// neither side, but where the network has them.
 const PUSHES_AHEAD: usize = 4;
