@@ -264,14 +264,7 @@ fn make(tx: &mut Tx<'_>, change: Change, what: String) -> Result<(), Error> {
     {
         tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 2 WHERE id = 1")?.execute([])?;
         let parent = tree::parent(tx, change)?;
-        writer.replace(change).map_err(|error| match error {
-            Error::Database { source, .. } if is_constraint_code(&source) => not_decided(
-                what.clone(),
-                &format!("the database here does not take it ({source})"),
-                "Change what is in its way first, or decide otherwise",
-            ),
-            other => other,
-        })?;
+        writer.replace(change).map_err(|error| not_taken(&what, error))?;
         if tree::closes_circle(tx, change, parent.as_ref())? {
             let remedy = "Move what it would be in first, or decide otherwise";
             return Err(not_decided(what, "the record would be above itself in its tree", remedy));
@@ -283,6 +276,18 @@ fn make(tx: &mut Tx<'_>, change: Change, what: String) -> Result<(), Error> {
     seal::seal_changes(tx, changes)
 }
 
-fn is_constraint_code(source: &rusqlite::Error) -> bool {
-    source.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation)
+/// Says of a constraint, which may be met when all is written only, what was not decided.
+pub(crate) fn not_taken(what: &str, error: Error) -> Error {
+    match error {
+        Error::Database { source, .. }
+            if source.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
+        {
+            not_decided(
+                what.to_owned(),
+                &format!("the database here does not take it ({source})"),
+                "Change what is in its way first, or decide otherwise",
+            )
+        }
+        other => other,
+    }
 }

@@ -559,6 +559,31 @@ async fn a_record_explains_itself() {
 }
 
 #[tokio::test]
+async fn a_decision_that_the_database_refuses_at_its_end_says_so_too() {
+    let scene = scene("INSERT INTO items (id, name) VALUES ('a', ''), ('p', ''), ('q', '')")
+        .await
+        .apart(
+            register,
+            &["UPDATE items SET parent_id = 'p' WHERE id = 'a'"],
+            &["UPDATE sync_ctl SET clock = 1000", "UPDATE items SET parent_id = 'q' WHERE id = 'a'"],
+        )
+        .await;
+    // What the other side referred to is gone, which is looked at when all is written.
+    scene.leader.sql("DELETE FROM items WHERE id = 'q'").await;
+    scene.level().await;
+    let conflict = scene.leader.library.conflicts_since(Seq(0)).await.unwrap().remove(0);
+    for device in [&scene.leader, &scene.follower] {
+        let error = device.library.resolve(conflict.id, Choice::Remote).await.unwrap_err();
+        assert!(matches!(error, tidelog::Error::NotDecided { .. }));
+        let parts =
+            [&format!("conflict {}", conflict.id), "FOREIGN KEY", "nothing was changed", "decide otherwise"];
+        assert_says(&error.to_string(), &parts);
+    }
+    assert_agreed(&scene).await;
+    assert_eq!(text(&scene.leader.file(), "SELECT parent_id FROM items WHERE id = 'a'"), "p");
+}
+
+#[tokio::test]
 async fn a_decision_that_cannot_be_made_says_so() {
     let scene = two_titles().await;
     let conflict = only_conflict(&scene.leader).await;

@@ -452,6 +452,9 @@ async fn whatever_everybody_writes_all_end_with_the_same() {
         for _ in 0..60 {
             let writer = [&scene.leader, &scene.follower, &other][dice.roll(3) as usize];
             write_freely(&writer.db, &dice.write()).await;
+            if dice.roll(6) == 0 {
+                decide_something(writer, &mut dice).await;
+            }
             if dice.roll(12) == 0 {
                 let writes: Vec<String> = (0..dice.roll(6)).map(|_| dice.write()).collect();
                 let closed = scene.follower.close().await;
@@ -481,6 +484,27 @@ async fn whatever_everybody_writes_all_end_with_the_same() {
                 "table `{table}`, seed {seed}"
             );
         }
+    }
+}
+
+/// What a person might decide of what did not stand, now and then. What cannot be decided is left.
+async fn decide_something(device: &Device, dice: &mut Dice) {
+    let library = &device.library;
+    let conflicts = library.conflicts_since(tidelog::id::Seq(0)).await.unwrap();
+    let letters = library.dead_letters().await.unwrap();
+    let (conflict, letter) = (dice.roll(20) as usize, dice.roll(20) as usize);
+    let decided = match (conflicts.get(conflict), letters.get(letter), dice.roll(2)) {
+        (Some(conflict), _, 0) => {
+            let choice = if dice.roll(2) == 0 { tidelog::Choice::Local } else { tidelog::Choice::Remote };
+            library.resolve(conflict.id, choice).await
+        }
+        (_, Some(letter), _) if dice.roll(3) > 0 => library.retry(letter.id).await,
+        (_, Some(letter), _) => library.discard(letter.id).await,
+        _ => Ok(()),
+    };
+    match decided {
+        Ok(()) | Err(tidelog::Error::NotDecided { .. }) => {}
+        Err(error) => panic!("{error}"),
     }
 }
 

@@ -58,7 +58,7 @@ impl Library {
     /// [`Error::NotDecided`]: there is no such conflict, it is decided already, the row is another record's, or the
     /// database here does not take it.
     pub async fn resolve(&self, id: ConflictId, choice: Choice) -> Result<(), Error> {
-        self.decide(move |tx| decide::resolve(tx, id.0, &choice)).await
+        self.inner.decide(format!("conflict {id}"), move |tx| decide::resolve(tx, id.0, &choice)).await
     }
 
     /// The dead letters that wait to be retried or discarded, oldest first, at most
@@ -94,7 +94,7 @@ impl Library {
     /// # Errors
     /// Those of [`Library::retry`]; and a column that the model does not have, or another record's key.
     pub async fn retry_with(&self, id: DeadLetterId, edited: Row) -> Result<(), Error> {
-        self.decide(move |tx| decide::retry(tx, id.0, &edited)).await
+        self.inner.decide(format!("dead letter {id}"), move |tx| decide::retry(tx, id.0, &edited)).await
     }
 
     /// Gives a dead letter up. Its values stay in the log and can be looked at there.
@@ -102,7 +102,7 @@ impl Library {
     /// # Errors
     /// [`Error::NotDecided`]: there is no such dead letter, or it is decided already.
     pub async fn discard(&self, id: DeadLetterId) -> Result<(), Error> {
-        self.decide(move |tx| decide::discard(tx, id.0)).await
+        self.inner.decide(format!("dead letter {id}"), move |tx| decide::discard(tx, id.0)).await
     }
 
     /// Writes all dead letters, decided ones too, to a new file: one JSON object ([`DeadLetter::to_json`]) a line. How many.
@@ -201,23 +201,17 @@ impl Library {
         let (model, record) = (model.to_owned(), record.to_owned());
         self.inner.readers.run(move |conn, models| why::explain(conn, models, &model, &record)).await
     }
-
-    async fn decide(
-        &self,
-        step: impl FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
-    ) -> Result<(), Error> {
-        self.inner.decide(step).await
-    }
 }
 
 impl Inner {
     /// Makes a decision, in a transaction of its own in which the database enforces its foreign keys.
     pub(crate) async fn decide(
         &self,
+        what: String,
         step: impl FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let step = move |driver: &mut Driver| {
-            driver.enforcing(step)?;
+            driver.enforcing(step).map_err(|error| decide::not_taken(&what, error))?;
             driver.publish()
         };
         self.engine.step(step).await

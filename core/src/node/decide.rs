@@ -80,7 +80,8 @@ async fn put(shared: &Shared, resolver: &Arc<dyn Resolver>, conflict: Conflict) 
             return;
         }
     };
-    let decided = shared.library.decide(move |tx| decide::resolve(tx, id.0, &choice)).await;
+    let decided =
+        shared.library.decide(format!("conflict {id}"), move |tx| decide::resolve(tx, id.0, &choice)).await;
     match decided {
         Ok(()) | Err(Error::Stopped { .. }) => {}
         Err(error) => told(shared, &error.to_string()),
