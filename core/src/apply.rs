@@ -368,13 +368,7 @@ fn in_no_group(entry: &Entry) -> Error {
 /// The row as the table has it, where an entry is the first of its record in this log.
 fn row_in_table(tx: &Tx<'_>, change: &Change) -> Result<Option<Vec<Value>>, Error> {
     let Some(model) = tx.models.iter().find(|m| *m.shape == *change.shape) else { return Ok(None) };
-    let key = model.shape.key.iter().map(|&i| Bound(&change.row[i]));
-    let count = model.shape.fields.len();
-    Ok(tx
-        .conn
-        .prepare_cached(&model.sql.select)?
-        .query_row(params_from_iter(key), |row| (0..count).map(|i| Ok(read_value(row.get_ref(i)?))).collect())
-        .optional()?)
+    model.row(tx.conn, &change.key_in(&model.shape))
 }
 
 /// Writes the last image of each record into the tables, from which all that are touched or pending stepped out.

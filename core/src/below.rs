@@ -6,14 +6,11 @@
 
 use std::collections::HashSet;
 
-use rusqlite::params_from_iter;
-
 use crate::{
     entry::Change,
     error::Error,
     id::{OriginSeq, Seq},
     layout::{LastSaid, Layouts, logged_before},
-    sql::Bound,
     store::{Model, Tx},
     value::Value,
 };
@@ -28,10 +25,10 @@ pub(crate) fn found(
 ) -> Result<Vec<OriginSeq>, Error> {
     let mut kept: HashSet<(usize, Vec<String>)> = HashSet::new();
     for change in stays {
-        if let Some((index, model)) = model_of(tx, change)
-            && is_there(tx, model, &change.key_in(&model.shape))?
-        {
-            kept.insert((index, texts(&change.key_in(&model.shape))));
+        let Some((index, model)) = model_of(tx, change) else { continue };
+        let key = change.key_in(&model.shape);
+        if model.holds(tx.conn, &key)? {
+            kept.insert((index, texts(&key)));
         }
     }
     let mut found = Vec::new();
@@ -51,10 +48,6 @@ pub(crate) fn found(
 
 fn model_of<'m>(tx: &Tx<'m>, change: &Change) -> Option<(usize, &'m Model)> {
     tx.models.iter().enumerate().find(|(_, model)| model.descriptor.id == change.shape.model)
-}
-
-fn is_there(tx: &Tx<'_>, model: &Model, key: &[Value]) -> Result<bool, Error> {
-    Ok(tx.conn.prepare_cached(&model.sql.select)?.exists(params_from_iter(key.iter().map(Bound)))?)
 }
 
 /// Values as something that can be looked up.

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use rusqlite::{OptionalExtension, params_from_iter};
 use uuid::Uuid;
 
 use crate::{
@@ -19,7 +18,6 @@ use crate::{
     resolve,
     row::Row,
     seal,
-    sql::{Bound, read_value},
     store::{Model, Tx},
     tree,
     value::Value,
@@ -36,7 +34,7 @@ pub(crate) fn resolve(tx: &mut Tx<'_>, id: Uuid, choice: &Choice) -> Result<(), 
         return Err(not_decided(what(), "it is decided already", "List the conflicts again"));
     }
     let model = model_of(tx, &found.change, &what())?;
-    let current = row_in_table(tx, model, &found.change)?;
+    let current = model.row(tx.conn, &found.change.key_in(&model.shape))?;
     let target = match choice {
         Choice::Merged(row) => merged(model, &found.change.record, current.as_deref(), row)
             .map_err(|(reason, remedy)| not_decided(what(), &reason, &remedy))?,
@@ -60,7 +58,7 @@ pub(crate) fn retry(tx: &mut Tx<'_>, id: Uuid, edited: &Row) -> Result<(), Error
     let what = || format!("dead letter {id}");
     let found = waiting(tx, id, &what())?;
     let model = model_of(tx, &found.change, &what())?;
-    let current = row_in_table(tx, model, &found.change)?;
+    let current = model.row(tx.conn, &found.change.key_in(&model.shape))?;
     let target = match found.change.kind {
         EntryKind::Delete => None,
         EntryKind::Upsert => {
@@ -127,18 +125,6 @@ fn model_of<'m>(tx: &Tx<'m>, change: &Change, what: &str) -> Result<&'m Model, E
             "Register it with the library's builder, or decide on another device",
         )
     })
-}
-
-fn row_in_table(tx: &Tx<'_>, model: &Model, change: &Change) -> Result<Option<Vec<Value>>, Error> {
-    let count = model.shape.fields.len();
-    let key = change.key_in(&model.shape);
-    Ok(tx
-        .conn
-        .prepare_cached(&model.sql.select)?
-        .query_row(params_from_iter(key.iter().map(Bound)), |row| {
-            (0..count).map(|i| Ok(read_value(row.get_ref(i)?))).collect()
-        })
-        .optional()?)
 }
 
 /// The row as it is, with one field of another.

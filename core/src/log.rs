@@ -243,6 +243,39 @@ pub(crate) fn other_tag(
     Ok(n.map(OriginSeq))
 }
 
+/// Whose change an entry is.
+pub(crate) struct Sealed {
+    pub(crate) origin: Origin,
+    pub(crate) device: DeviceId,
+    /// Precedence of the device's role, as the log says it now.
+    pub(crate) role: u8,
+    /// Of its group.
+    pub(crate) last_n: OriginSeq,
+    pub(crate) tag: u64,
+}
+
+/// Whose change the entry at `seq` is; `None` for one that is in no group.
+pub(crate) fn sealed(conn: &Connection, seq: Seq) -> Result<Option<Sealed>, Error> {
+    let row: Option<(String, String, u8, u64, i64)> = conn
+        .prepare_cached(
+            "SELECT o.origin, o.device,
+                coalesce((SELECT d.role FROM sync_device d WHERE d.device = o.device), 0), g.last_n, g.tag
+             FROM sync_group g JOIN sync_origin o ON o.id = g.origin
+             WHERE g.first <= ?1 ORDER BY g.first DESC LIMIT 1",
+        )?
+        .query_row([seq.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))
+        .optional()?;
+    let Some((origin, device, role, last_n, tag)) = row else { return Ok(None) };
+    let damaged = |what: &str, text: &str| Error::Damaged(format!("`{text}` is no {what}"));
+    Ok(Some(Sealed {
+        origin: Origin(origin.parse().map_err(|_| damaged("origin", &origin))?),
+        device: DeviceId::parse(&device).ok_or_else(|| damaged("device id", &device))?,
+        role,
+        last_n: OriginSeq(last_n),
+        tag: tag as u64,
+    }))
+}
+
 /// What an author had seen, in the form in which the database keeps it: pairs of origin and number.
 pub(crate) fn seen_json(seen: &[(Origin, OriginSeq)]) -> String {
     serde_json::json!(seen).to_string()

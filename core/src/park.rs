@@ -5,7 +5,7 @@
 //!
 //! An id is a hash of the losing change's identity and the record, so that it is the same wherever in a log its entry comes to stand.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 use uuid::Uuid;
 
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Seq},
     layout::RecordId,
+    log::{self, Sealed},
     resolve::{Effect, Loser},
     store::Tx,
 };
@@ -167,7 +168,7 @@ pub(crate) fn is_kept(tx: &Tx<'_>, identity: Identity) -> Result<bool, Error> {
 
 /// Who wrote last, and where.
 #[derive(Clone, Debug)]
-pub(crate) struct Writer {
+pub(crate) struct LastWriter {
     pub(crate) seq: Seq,
     pub(crate) identity: Identity,
     pub(crate) device: DeviceId,
@@ -182,7 +183,7 @@ pub(crate) fn last_writer(
     change: &Change,
     seq: Seq,
     field: Option<&str>,
-) -> Result<Option<Writer>, Error> {
+) -> Result<Option<LastWriter>, Error> {
     let mut statement = conn.prepare_cached(
         "SELECT e.seq, e.n, e.at, e.kind, e.fields FROM sync_entry e
          WHERE e.model = (SELECT id FROM sync_model WHERE name = ?1) AND e.record = ?2 AND e.seq < ?3
@@ -210,18 +211,13 @@ pub(crate) fn last_writer(
     Ok(None)
 }
 
-fn writer_at(conn: &Connection, seq: Seq, n: Option<OriginSeq>, at: i64) -> Result<Option<Writer>, Error> {
-    let row: Option<(String, String, u64, i64)> = conn
-        .prepare_cached(
-            "SELECT o.origin, o.device, g.last_n, g.tag FROM sync_group g JOIN sync_origin o ON o.id = g.origin
-             WHERE g.first <= ?1 ORDER BY g.first DESC LIMIT 1",
-        )?
-        .query_row([seq.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
-        .optional()?;
-    let Some((origin, device, last_n, tag)) = row else { return Ok(None) };
-    let origin = Origin(origin.parse().map_err(|_| Error::Damaged(format!("`{origin}` is no origin")))?);
-    let identity = Identity { origin, n: n.unwrap_or(OriginSeq(last_n)), tag: tag as u64 };
-    let device =
-        DeviceId::parse(&device).ok_or_else(|| Error::Damaged(format!("`{device}` is no device id")))?;
-    Ok(Some(Writer { seq, identity, device, at }))
+fn writer_at(
+    conn: &Connection,
+    seq: Seq,
+    n: Option<OriginSeq>,
+    at: i64,
+) -> Result<Option<LastWriter>, Error> {
+    let Some(Sealed { origin, device, last_n, tag, .. }) = log::sealed(conn, seq)? else { return Ok(None) };
+    let identity = Identity { origin, n: n.unwrap_or(last_n), tag };
+    Ok(Some(LastWriter { seq, identity, device, at }))
 }

@@ -11,9 +11,9 @@ use rusqlite::{OptionalExtension, params};
 use crate::{
     entry::{Change, Decision, EntryKind, Group, Outcome, Shape},
     error::Error,
-    id::{DeviceId, Origin, OriginSeq, Seq},
+    id::{OriginSeq, Seq},
     layout::{Layouts, RecordId, last_logged},
-    log::changed_fields,
+    log::{self, Sealed, changed_fields},
     model::Policy,
     park::{self, Identity},
     resolve::{self, Action, Arriving, Author, Dropped, Effect, Rules, Standing, Written, Wrote},
@@ -285,22 +285,8 @@ fn gc_horizon(tx: &Tx<'_>) -> Result<u64, Error> {
 
 /// Whose change an entry is. One that a cascade made has no number of its own: it counts as its group's.
 fn writer(tx: &Tx<'_>, seq: Seq, n: Option<u64>, rank: u64) -> Result<Author, Error> {
-    let row: Option<(String, String, u64, u8)> = tx
-        .conn
-        .prepare_cached(
-            "SELECT o.origin, o.device, g.last_n,
-                coalesce((SELECT d.role FROM sync_device d WHERE d.device = o.device), 0) FROM sync_group g JOIN sync_origin o ON o.id = g.origin
-             WHERE g.first <= ?1 ORDER BY g.first DESC LIMIT 1",
-        )?
-        .query_row([seq.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
-        .optional()?;
-    let damaged = || Error::Damaged(format!("entry {seq} is in no group"));
-    let (origin, device, last_n, role) = row.ok_or_else(damaged)?;
-    Ok(Author {
-        rank,
-        origin: Origin(origin.parse().map_err(|_| damaged())?),
-        n: OriginSeq(n.unwrap_or(last_n)),
-        device: DeviceId::parse(&device).ok_or_else(damaged)?,
-        role,
-    })
+    let sealed = log::sealed(tx.conn, seq)?;
+    let Sealed { origin, device, role, last_n, .. } =
+        sealed.ok_or_else(|| Error::Damaged(format!("entry {seq} is in no group")))?;
+    Ok(Author { rank, origin, n: n.map_or(last_n, OriginSeq), device, role })
 }

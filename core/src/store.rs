@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, params, params_from_iter};
 
 use crate::{
     announce,
@@ -27,7 +27,7 @@ use crate::{
     log::{read_run, term_at},
     model::{ModelDescriptor, Recorder},
     references::References,
-    sql::read_value,
+    sql::{Bound, read_value},
     tree::Tree,
     value::{self, Value},
     world::World,
@@ -70,6 +70,19 @@ pub(crate) struct RowSql {
 }
 
 impl Model {
+    /// The record's row as the table has it; `key` in the order of the model's.
+    pub(crate) fn row(&self, conn: &Connection, key: &[Value]) -> Result<Option<Vec<Value>>, Error> {
+        let count = self.shape.fields.len();
+        let read = |row: &Row<'_>| (0..count).map(|i| Ok(read_value(row.get_ref(i)?))).collect();
+        let key = params_from_iter(key.iter().map(Bound));
+        Ok(conn.prepare_cached(&self.sql.select)?.query_row(key, read).optional()?)
+    }
+
+    /// Whether the table has the record.
+    pub(crate) fn holds(&self, conn: &Connection, key: &[Value]) -> Result<bool, Error> {
+        Ok(conn.prepare_cached(&self.sql.select)?.exists(params_from_iter(key.iter().map(Bound)))?)
+    }
+
     pub(crate) fn new(descriptor: ModelDescriptor, recorder: Recorder) -> Self {
         let shape = Arc::new(Shape::of(&descriptor));
         let sql = RowSql::of(&descriptor);

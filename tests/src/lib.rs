@@ -8,6 +8,7 @@ pub mod apart;
 pub mod cabinet;
 pub mod counted;
 pub mod devices;
+pub mod dice;
 pub mod file_manager;
 pub mod scene;
 pub mod small;

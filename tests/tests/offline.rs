@@ -6,6 +6,7 @@
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use tidelog::LibraryBuilder;
 use tidelog_tests::{
+    dice::Dice,
     scene::{Device, Scene, WAIT_MAX, number, text},
     small::{TABLES, item, person, team},
 };
@@ -407,36 +408,23 @@ async fn a_second_coming_sends_nothing() {
     assert_agreed(&scene);
 }
 
-/// A pseudo-random walk that is the same for the same seed (SplitMix64).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % sides
-    }
-
-    /// A write that a user might make, over few records, so that they meet. The database may refuse it.
-    fn write(&mut self) -> String {
-        let (a, b) = (self.roll(6), self.roll(6));
-        match self.roll(11) {
-            0 => format!("INSERT INTO items (id, name, place) VALUES ('i{a}', 'new', {b})"),
-            1 => format!("INSERT INTO items (id, name, parent_id) VALUES ('i{a}', 'child', 'i{b}')"),
-            2 => format!("UPDATE items SET name = 'name {}' WHERE id = 'i{a}'", self.roll(1000)),
-            3 => format!("UPDATE items SET place = {b} WHERE id = 'i{a}'"),
-            4 => format!("DELETE FROM items WHERE id = 'i{a}'"),
-            5 => format!("UPDATE notes SET count = count + {b} WHERE id = 'n{a}'"),
-            6 => format!("UPDATE notes SET title = 'title {}' WHERE id = 'n{a}'", self.roll(1000)),
-            7 => format!("UPDATE notes SET body = 'body {}' WHERE id = 'n{a}'", self.roll(1000)),
-            8 => format!("INSERT INTO notes VALUES ('n{a}', 'new', '', {b})"),
-            9 => format!("DELETE FROM notes WHERE id = 'n{a}'"),
-            _ => format!(
-                "INSERT INTO teams VALUES ('t{a}', 'team', 'm{b}'); INSERT INTO people VALUES ('m{b}', 'person', 't{a}')"
-            ),
-        }
+/// A write that a user might make, over few records, so that they meet. The database may refuse it.
+fn a_write(dice: &mut Dice) -> String {
+    let (a, b) = (dice.roll(6), dice.roll(6));
+    match dice.roll(11) {
+        0 => format!("INSERT INTO items (id, name, place) VALUES ('i{a}', 'new', {b})"),
+        1 => format!("INSERT INTO items (id, name, parent_id) VALUES ('i{a}', 'child', 'i{b}')"),
+        2 => format!("UPDATE items SET name = 'name {}' WHERE id = 'i{a}'", dice.roll(1000)),
+        3 => format!("UPDATE items SET place = {b} WHERE id = 'i{a}'"),
+        4 => format!("DELETE FROM items WHERE id = 'i{a}'"),
+        5 => format!("UPDATE notes SET count = count + {b} WHERE id = 'n{a}'"),
+        6 => format!("UPDATE notes SET title = 'title {}' WHERE id = 'n{a}'", dice.roll(1000)),
+        7 => format!("UPDATE notes SET body = 'body {}' WHERE id = 'n{a}'", dice.roll(1000)),
+        8 => format!("INSERT INTO notes VALUES ('n{a}', 'new', '', {b})"),
+        9 => format!("DELETE FROM notes WHERE id = 'n{a}'"),
+        _ => format!(
+            "INSERT INTO teams VALUES ('t{a}', 'team', 'm{b}'); INSERT INTO people VALUES ('m{b}', 'person', 't{a}')"
+        ),
     }
 }
 
@@ -451,14 +439,14 @@ async fn whatever_everybody_writes_all_end_with_the_same() {
         other.reached(&scene.leader).await;
         for _ in 0..60 {
             let writer = [&scene.leader, &scene.follower, &other][dice.roll(3) as usize];
-            write_freely(&writer.db, &dice.write()).await;
+            write_freely(&writer.db, &a_write(&mut dice)).await;
             if dice.roll(6) == 0 {
                 decide_something(writer, &mut dice).await;
             }
             if dice.roll(12) == 0 {
-                let writes: Vec<String> = (0..dice.roll(6)).map(|_| dice.write()).collect();
+                let writes: Vec<String> = (0..dice.roll(6)).map(|_| a_write(&mut dice)).collect();
                 let closed = scene.follower.close().await;
-                for sql in (0..dice.roll(6)).map(|_| dice.write()).collect::<Vec<_>>() {
+                for sql in (0..dice.roll(6)).map(|_| a_write(&mut dice)).collect::<Vec<_>>() {
                     write_freely(&scene.leader.db, &sql).await;
                 }
                 let db = closed.connect().await;

@@ -7,6 +7,7 @@ use sea_orm::{ConnectionTrait, TransactionTrait};
 use tidelog::LibraryBuilder;
 use tidelog_tests::{
     apart::Together,
+    dice::Dice,
     scene::{Device, assert_says, dump, entries, number, text},
 };
 
@@ -260,36 +261,23 @@ async fn what_the_leaders_own_application_wrote_stands_and_hinders_nobody() {
     assert_refused(&together.leader, &[]);
 }
 
-/// A pseudo-random walk that is the same for the same seed (SplitMix64).
-struct Dice(u64);
+fn folder(dice: &mut Dice) -> String {
+    char::from(b'a' + dice.roll(7) as u8).to_string()
+}
 
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % sides
-    }
-
-    fn folder(&mut self) -> String {
-        char::from(b'a' + self.roll(7) as u8).to_string()
-    }
-
-    /// A write that a careful application makes: what it moves does not come into itself, as far as it can see.
-    fn write(&mut self) -> String {
-        let (a, b) = (self.folder(), self.folder());
-        match self.roll(8) {
-            0 => format!("DELETE FROM folders WHERE id = '{a}'"),
-            1 => format!("INSERT OR IGNORE INTO folders VALUES ('{a}', NULL, 'made')"),
-            2 => format!("UPDATE folders SET name = 'name {}' WHERE id = '{a}'", self.roll(100)),
-            _ => format!(
-                "UPDATE folders SET parent_id = '{b}' WHERE id = '{a}' AND id NOT IN (
-                    WITH RECURSIVE above (id) AS (
-                        VALUES ('{b}') UNION SELECT parent_id FROM above JOIN folders USING (id) LIMIT 20
-                    ) SELECT id FROM above WHERE id IS NOT NULL)"
-            ),
-        }
+/// A write that a careful application makes: what it moves does not come into itself, as far as it can see.
+fn a_write(dice: &mut Dice) -> String {
+    let (a, b) = (folder(dice), folder(dice));
+    match dice.roll(8) {
+        0 => format!("DELETE FROM folders WHERE id = '{a}'"),
+        1 => format!("INSERT OR IGNORE INTO folders VALUES ('{a}', NULL, 'made')"),
+        2 => format!("UPDATE folders SET name = 'name {}' WHERE id = '{a}'", dice.roll(100)),
+        _ => format!(
+            "UPDATE folders SET parent_id = '{b}' WHERE id = '{a}' AND id NOT IN (
+                WITH RECURSIVE above (id) AS (
+                    VALUES ('{b}') UNION SELECT parent_id FROM above JOIN folders USING (id) LIMIT 20
+                ) SELECT id FROM above WHERE id IS NOT NULL)"
+        ),
     }
 }
 
@@ -307,15 +295,15 @@ async fn whatever_is_moved_by_whomever_all_end_with_the_same_tree() {
             for _ in 0..10 {
                 let writer =
                     [&together.leader, &together.followers[0], &together.followers[1]][dice.roll(3) as usize];
-                write(writer, &dice.write()).await;
+                write(writer, &a_write(&mut dice)).await;
             }
             let writes: Vec<Vec<String>> =
-                (0..2).map(|_| (0..dice.roll(6)).map(|_| dice.write()).collect()).collect();
+                (0..2).map(|_| (0..dice.roll(6)).map(|_| a_write(&mut dice)).collect()).collect();
             let [first, second] = [&writes[0], &writes[1]].map(|w| w.iter().map(String::as_str).collect());
             let (first, second): (Vec<&str>, Vec<&str>) = (first, second);
             let apart = together.part([&first, &second]).await;
             for _ in 0..dice.roll(4) {
-                write(&apart.leader, &dice.write()).await;
+                write(&apart.leader, &a_write(&mut dice)).await;
             }
             together = apart.meet(dice.roll(2) == 0).await;
         }

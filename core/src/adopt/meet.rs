@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rusqlite::{OptionalExtension, Row, params, params_from_iter};
+use rusqlite::{OptionalExtension, params};
 
 use crate::{
     accept::{self, Accepted},
@@ -13,7 +13,6 @@ use crate::{
     overlay,
     pending::{self, PushedUpTo},
     seal,
-    sql::{Bound, read_value},
     store::{Model, Replica, Tx},
     value::Value,
     wire::Message,
@@ -122,14 +121,9 @@ impl LastEntry {
 
     /// The record's row as it stands in the table.
     fn row_here(&self, tx: &Tx<'_>, model: &Model) -> Result<Option<Vec<Value>>, Error> {
-        let key = model
-            .shape
-            .key
-            .iter()
-            .map(|&i| Bound(self.value(&model.shape.fields[i]).unwrap_or(&Value::Null)));
-        let count = model.shape.fields.len();
-        let read = |row: &Row<'_>| (0..count).map(|i| Ok(read_value(row.get_ref(i)?))).collect();
-        Ok(tx.conn.prepare_cached(&model.sql.select)?.query_row(params_from_iter(key), read).optional()?)
+        let value = |&i: &usize| self.value(&model.shape.fields[i]).cloned().unwrap_or_default();
+        let key: Vec<Value> = model.shape.key.iter().map(value).collect();
+        model.row(tx.conn, &key)
     }
 
     fn differs(&self, model: &Model, here: &[Value]) -> bool {
