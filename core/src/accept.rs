@@ -23,7 +23,7 @@ use crate::{
     pushed::{Arrival, Pushed},
     resolve::{Dropped, Effect, Loser},
     seal, standing,
-    store::{Replica, Tx, origin_row},
+    store::{Mode, Replica, Tx, origin_row},
     term,
     tree::{self, Moves},
     value::Value,
@@ -81,7 +81,7 @@ pub(crate) fn accept(
         return Ok(Accepted::Diverged);
     }
     // What the database cascades from here on is part of what was pushed.
-    tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 2 WHERE id = 1")?.execute([])?;
+    tx.set_mode(Mode::Derived)?;
     tx.conn.execute_batch("PRAGMA defer_foreign_keys = ON")?;
     let mut stopped = None;
     for group in &batch.groups {
@@ -102,7 +102,7 @@ pub(crate) fn accept(
             }
         }
     }
-    tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 0 WHERE id = 1")?.execute([])?;
+    tx.set_mode(Mode::Capture)?;
     pushed.done(tx)?;
     match stopped {
         Some(why) => Ok(why),

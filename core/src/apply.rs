@@ -25,7 +25,7 @@ use crate::{
     park::{self, Identity},
     pending, seal,
     sql::{Bound, bind, read_value},
-    store::{Model, Replica, RowSql, Tx, origin_row},
+    store::{Mode, Model, Replica, RowSql, Tx, origin_row},
     tree,
     value::Value,
     wire::Message,
@@ -194,7 +194,7 @@ pub(crate) fn apply(
     }
     let parts = if continues { Parts::Staged } else { Parts::None };
     if tx.foreign_triggers {
-        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 1 WHERE id = 1")?.execute([])?;
+        tx.set_mode(Mode::Off)?;
     }
     let position = append(tx, replica, parts, arrived, rows, has_pending)?;
     if rows == Rows::StepOutFirst || (has_pending && shows_circle(tx, parts, arrived)?) {
@@ -204,7 +204,7 @@ pub(crate) fn apply(
         overlay::step_out_orphans(tx)?;
     }
     if tx.foreign_triggers {
-        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 0 WHERE id = 1")?.execute([])?;
+        tx.set_mode(Mode::Capture)?;
     }
     if parts == Parts::Staged {
         tx.conn.execute("DELETE FROM sync_incoming", [])?;

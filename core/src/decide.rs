@@ -18,7 +18,7 @@ use crate::{
     resolve,
     row::Row,
     seal,
-    store::{Model, Tx},
+    store::{Mode, Model, Tx},
     tree,
     value::Value,
 };
@@ -248,7 +248,7 @@ fn make(tx: &mut Tx<'_>, change: Change, what: String) -> Result<(), Error> {
     if change.kind != EntryKind::Noop
         && let Some(mut writer) = Writer::new(tx, &change.shape)?
     {
-        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 2 WHERE id = 1")?.execute([])?;
+        tx.set_mode(Mode::Derived)?;
         let parent = tree::parent(tx, change)?;
         writer.replace(change).map_err(|error| not_taken(&what, error))?;
         if tree::closes_circle(tx, change, parent.as_ref())? {
@@ -256,7 +256,7 @@ fn make(tx: &mut Tx<'_>, change: Change, what: String) -> Result<(), Error> {
             return Err(not_decided(what, "the record would be above itself in its tree", remedy));
         }
         let derived = seal::derived(tx, &change.shape.model, &change.record)?;
-        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 0 WHERE id = 1")?.execute([])?;
+        tx.set_mode(Mode::Capture)?;
         changes.extend(derived);
     }
     seal::seal_changes(tx, changes)

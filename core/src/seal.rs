@@ -29,7 +29,7 @@ use crate::{
     resolve::{self, Rules},
     sequence,
     sql::{Bound, read_value},
-    store::{Captured, Minted, Model, Replica, Tx},
+    store::{Captured, Minted, Mode, Model, Replica, Tx},
     value::{Value, row_to_json},
     wire::Message,
     world::tick,
@@ -629,6 +629,10 @@ pub(crate) fn derived(tx: &Tx<'_>, model: &str, record: &str) -> Result<Vec<Chan
 /// A leader's own change to a record that another device owns is refused like anybody else's: it has no effect, and the
 /// table is as it was. Its values are in its entry.
 fn refuse_foreign(tx: &Tx<'_>, change: &mut Change, device: DeviceId) -> Result<(), Error> {
+    if change.outcome.is_some() {
+        // What is kept for another was never written here.
+        return Ok(());
+    }
     let is_owned =
         |m: &&Model| matches!(m.descriptor.options.policy, Policy::Owner(_)) && *m.shape == *change.shape;
     let Some(model) = tx.models.iter().find(is_owned) else { return Ok(()) };
@@ -637,9 +641,9 @@ fn refuse_foreign(tx: &Tx<'_>, change: &mut Change, device: DeviceId) -> Result<
     let kind = if change.before.is_some() { EntryKind::Upsert } else { EntryKind::Delete };
     let as_it_was = Change { kind, row: row.clone(), outcome: None, ..change.clone() };
     if let Some(mut writer) = Writer::new(tx, &change.shape)? {
-        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 1 WHERE id = 1")?.execute([])?;
+        tx.set_mode(Mode::Off)?;
         let restored = writer.replace(&as_it_was);
-        tx.conn.prepare_cached("UPDATE sync_ctl SET mode = 0 WHERE id = 1")?.execute([])?;
+        tx.set_mode(Mode::Capture)?;
         match restored {
             // What else it wrote has taken the place: what it did stands.
             Err(error) if is_constraint(&error) => return Ok(()),

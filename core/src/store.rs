@@ -564,7 +564,24 @@ fn read_replica(row: &Row<'_>) -> Result<Replica, Error> {
     })
 }
 
+/// What the capture triggers make of a write: `sync_ctl.mode`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mode {
+    /// It is the application's.
+    Capture = 0,
+    /// Nothing.
+    Off = 1,
+    /// The database made it along a foreign key.
+    Derived = 2,
+}
+
 impl Tx<'_> {
+    /// Says what the rest of the transaction's writes are.
+    pub(crate) fn set_mode(&self, mode: Mode) -> Result<(), Error> {
+        self.conn.prepare_cached("UPDATE sync_ctl SET mode = ?1 WHERE id = 1")?.execute([mode as u8])?;
+        Ok(())
+    }
+
     /// The replica's own row.
     pub(crate) fn replica(&self) -> Result<Replica, Error> {
         replica(self.conn)?.ok_or(Error::NoLibrary)

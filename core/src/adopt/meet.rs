@@ -13,7 +13,7 @@ use crate::{
     overlay,
     pending::{self, PushedUpTo},
     seal,
-    store::{Model, Replica, Tx},
+    store::{Mode, Model, Replica, Tx},
     value::Value,
     wire::Message,
 };
@@ -156,13 +156,12 @@ impl LastEntry {
 fn write(tx: &Tx<'_>, model: &Model, image: &Change, leads: bool) -> Result<(), Error> {
     let Some(mut writer) = Writer::new(tx, &image.shape)? else { return Ok(()) };
     let overlaid = if leads { None } else { overlay::overlaid(tx, image)? };
-    let set_mode = |mode: u8| tx.conn.execute("UPDATE sync_ctl SET mode = ?1 WHERE id = 1", [mode]);
     if tx.foreign_triggers {
-        set_mode(1)?;
+        tx.set_mode(Mode::Off)?;
     }
     let written = writer.replace(overlaid.as_ref().unwrap_or(image));
     if tx.foreign_triggers {
-        set_mode(0)?;
+        tx.set_mode(Mode::Capture)?;
     }
     written.map_err(|error| match error {
         Error::Database { source, .. } => Error::Table {
