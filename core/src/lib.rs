@@ -97,6 +97,7 @@ mod apply;
 mod attempt;
 pub mod behavior;
 mod below;
+mod bytes;
 mod capture;
 mod checkpoint;
 pub mod conflict;

@@ -177,7 +177,7 @@ mod tests {
     }
 
     fn row(text: &str) -> Vec<Value> {
-        vec![Value::Blob(vec![1; 16]), Value::Text(text.into()), Value::Blob(vec![2; 16])]
+        vec![Value::Blob([1; 16].into()), Value::Text(text.into()), Value::Blob([2; 16].into())]
     }
 
     fn change(kind: EntryKind, fields: Option<Vec<u16>>, row: Vec<Value>, outcome: Outcome) -> Change {
@@ -221,7 +221,7 @@ mod tests {
             row("mine"),
             Outcome { effect: stands, dropped: vec![lost], refused: None },
         );
-        assert!(merged.set_old_values([Value::Text("before".into()), Value::Blob(vec![9; 16])]));
+        assert!(merged.set_old_values([Value::Text("before".into()), Value::Blob([9; 16].into())]));
         let mut key_only = row("");
         key_only[1..].fill(Value::Null);
         let changes = [

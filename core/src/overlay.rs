@@ -402,7 +402,7 @@ mod tests {
 
     fn change(store: &Store, text: &str, rank: i64, count: i64, fields: Option<Vec<u16>>) -> Change {
         let row = vec![
-            Value::Text(b"n".to_vec()),
+            Value::Text(b"n".into()),
             Value::Text(text.into()),
             Value::Integer(rank),
             Value::Integer(count),

@@ -258,8 +258,8 @@ pub fn may_write(rules: &Rules<'_>, row: &[Value], author: DeviceId) -> Result<(
     let owner = match row.get(index) {
         // Nobody's yet: anybody may.
         None | Some(Value::Null) => return Ok(()),
-        Some(Value::Blob(bytes)) if *bytes == author.0 => return Ok(()),
-        Some(Value::Text(text)) if *text == author.to_string().into_bytes() => return Ok(()),
+        Some(Value::Blob(bytes)) if **bytes == author.0 => return Ok(()),
+        Some(Value::Text(text)) if **text == *author.to_string().as_bytes() => return Ok(()),
         Some(Value::Text(text)) => String::from_utf8_lossy(text).into_owned(),
         Some(other) => {
             let mut json = String::new();

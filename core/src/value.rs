@@ -19,6 +19,8 @@ use sea_orm::sea_query::{ArrayType, Value as SeaValue};
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use uuid::Uuid;
 
+pub use crate::bytes::Bytes;
+
 /// One stored value. Equality is bitwise: 1 and 1.0 differ, NaN equals itself.
 #[derive(Clone, Debug, Default)]
 pub enum Value {
@@ -30,9 +32,9 @@ pub enum Value {
     /// REAL. SQLite stores NaN as NULL and −0.0 as 0.0.
     Real(f64),
     /// TEXT: usually UTF-8, but SQLite does not insist.
-    Text(Vec<u8>),
+    Text(Bytes),
     /// BLOB.
-    Blob(Vec<u8>),
+    Blob(Bytes),
 }
 
 impl PartialEq for Value {
@@ -81,7 +83,7 @@ impl Value {
                     Ok(())
                 }
             },
-            Self::Blob(bytes) => match <[u8; 16]>::try_from(bytes.as_slice()) {
+            Self::Blob(bytes) => match <[u8; 16]>::try_from(&**bytes) {
                 Ok(uuid) => {
                     let mut buffer = [0u8; uuid::fmt::Hyphenated::LENGTH];
                     let text = Uuid::from_bytes(uuid).hyphenated().encode_lower(&mut buffer);
@@ -275,9 +277,9 @@ impl<'de> Visitor<'de> for AnyValue {
     fn visit_str<E: de::Error>(self, v: &str) -> Result<Value, E> {
         if self.is_uuid {
             let uuid = Uuid::try_parse(v).map_err(|_| E::custom(format!("`{v}` is no UUID")))?;
-            return Ok(Value::Blob(uuid.as_bytes().to_vec()));
+            return Ok(Value::Blob(uuid.as_bytes().into()));
         }
-        Ok(Value::Text(v.as_bytes().to_vec()))
+        Ok(Value::Text(v.into()))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let Some((form, text)) = map.next_entry::<String, String>()? else {
@@ -285,9 +287,9 @@ impl<'de> Visitor<'de> for AnyValue {
         };
         let bad = || de::Error::custom(format!("`{form}` does not hold `{text}`"));
         let value = match form.as_str() {
-            "$uuid" => Value::Blob(Uuid::parse_str(&text).map_err(|_| bad())?.as_bytes().to_vec()),
-            "$blob" => Value::Blob(read_hex(&text).ok_or_else(bad)?),
-            "$text" => Value::Text(read_hex(&text).ok_or_else(bad)?),
+            "$uuid" => Value::Blob(Uuid::parse_str(&text).map_err(|_| bad())?.as_bytes().into()),
+            "$blob" => Value::Blob(read_hex(&text).ok_or_else(bad)?.into()),
+            "$text" => Value::Text(read_hex(&text).ok_or_else(bad)?.into()),
             "$real" if text == "inf" => Value::Real(f64::INFINITY),
             "$real" if text == "-inf" => Value::Real(f64::NEG_INFINITY),
             _ => return Err(bad()),
@@ -350,7 +352,7 @@ fn record_array<'a>(values: impl Iterator<Item = &'a Value>) -> String {
 /// What SQLite would store for a SeaORM value that stands in a default. Types without a SQLite form are NULL.
 pub fn from_sea(value: &SeaValue) -> Value {
     let int = |v: Option<i64>| v.map_or(Value::Null, Value::Integer);
-    let text = |v: Option<String>| v.map_or(Value::Null, |t| Value::Text(t.into_bytes()));
+    let text = |v: Option<String>| v.map_or(Value::Null, |t| Value::Text(t.into()));
     match value {
         SeaValue::Bool(v) => int(v.map(i64::from)),
         SeaValue::TinyInt(v) => int(v.map(i64::from)),
@@ -365,8 +367,8 @@ pub fn from_sea(value: &SeaValue) -> Value {
         SeaValue::Double(v) => v.map_or(Value::Null, Value::Real),
         SeaValue::String(v) => text(v.as_ref().map(|s| s.to_string())),
         SeaValue::Char(v) => text(v.map(|c| c.to_string())),
-        SeaValue::Bytes(v) => v.as_ref().map_or(Value::Null, |b| Value::Blob(b.to_vec())),
-        SeaValue::Uuid(v) => v.as_ref().map_or(Value::Null, |u| Value::Blob(u.as_bytes().to_vec())),
+        SeaValue::Bytes(v) => v.as_ref().map_or(Value::Null, |b| Value::Blob(b.as_slice().into())),
+        SeaValue::Uuid(v) => v.as_ref().map_or(Value::Null, |u| Value::Blob(u.as_bytes().into())),
         SeaValue::Json(v) => text(v.as_ref().map(|j| j.to_string())),
         SeaValue::ChronoDate(v) => text(v.map(|d| d.format("%F").to_string())),
         SeaValue::ChronoTime(v) => text(v.map(|t| t.format("%T%.f").to_string())),
@@ -431,7 +433,7 @@ pub fn to_sea(value: &Value, kind: &ArrayType) -> Result<SeaValue, String> {
             }
         }
         ArrayType::Bytes => match value {
-            Value::Blob(bytes) | Value::Text(bytes) => SeaValue::Bytes(Some(bytes.clone())),
+            Value::Blob(bytes) | Value::Text(bytes) => SeaValue::Bytes(Some(bytes.to_vec())),
             _ => return Err(misfit()),
         },
         ArrayType::Json => {
@@ -533,7 +535,7 @@ mod tests {
     use super::*;
 
     fn text(t: &str) -> Value {
-        Value::Text(t.as_bytes().to_vec())
+        Value::Text(t.into())
     }
 
     #[test]
@@ -549,10 +551,10 @@ mod tests {
             Value::Real(f64::INFINITY),
             Value::Real(f64::NEG_INFINITY),
             text("a \"quoted\" \\ line\n\r\t\u{0}\u{1f}é☃😀"),
-            Value::Text(vec![0xff, 0xfe, b'a']),
-            Value::Blob(vec![]),
-            Value::Blob(vec![0, 255]),
-            Value::Blob(vec![7; 16]),
+            Value::Text([0xff, 0xfe, b'a'].into()),
+            Value::Blob([].into()),
+            Value::Blob([0, 255].into()),
+            Value::Blob([7; 16].into()),
         ];
         let names: Vec<String> = (0..row.len()).map(|i| format!("c{i}")).collect();
         let json = row_to_json(names.iter().map(String::as_str), &row);
@@ -590,7 +592,7 @@ mod tests {
     fn record_ids_are_canonical_and_keep_different_keys_apart() {
         let id = |values: &[Value]| record_id(values.iter());
         let uuid = Uuid::from_u128(1);
-        let blob = Value::Blob(uuid.as_bytes().to_vec());
+        let blob = Value::Blob(uuid.as_bytes().into());
         assert_eq!(id(std::slice::from_ref(&blob)), "00000000-0000-0000-0000-000000000001");
         assert_eq!(id(&[text("plain")]), "plain");
         assert_eq!(id(&[blob.clone(), Value::Integer(3)]), r#"["00000000-0000-0000-0000-000000000001",3]"#);

@@ -63,8 +63,8 @@ impl Record {
             .map(|column| value::from_sea(&model.get(column)))
             .collect();
         let (mut now, mut changed) = (before.clone(), before.clone());
-        now[NAME] = Value::Text(b"renamed on the leader.txt".to_vec());
-        changed[NAME] = Value::Text(b"renamed on the follower.txt".to_vec());
+        now[NAME] = Value::Text(b"renamed on the leader.txt".into());
+        changed[NAME] = Value::Text(b"renamed on the follower.txt".into());
         changed[SIZE] = Value::Integer(4711);
         Ok(Self { before, now, row: changed })
     }

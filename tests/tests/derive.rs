@@ -499,7 +499,7 @@ fn every_attribute_of_the_compact_format_reaches_the_descriptor() {
     );
     assert_eq!(model.fields[3].default, Some(Value::Integer(7)));
     assert_eq!(model.fields[3].reducer, Some(Reducer::Max));
-    assert_eq!(model.fields[4].default, Some(Value::Text(b"[]".to_vec())));
+    assert_eq!(model.fields[4].default, Some(Value::Text(b"[]".into())));
     assert_eq!(model.fields[4].reducer, Some(Reducer::Union));
 
     let options = &model.options;
@@ -518,11 +518,11 @@ fn the_function_of_should_sync_is_asked_with_a_model_of_the_row() {
     let ask = model.should_sync.expect("the model has one");
     let row = |name: &str| {
         vec![
-            Value::Blob(vec![1; 16]),
-            Value::Text(b"laptop".to_vec()),
+            Value::Blob([1; 16].into()),
+            Value::Text(b"laptop".into()),
             Value::Text(name.into()),
             Value::Integer(1),
-            Value::Text(b"[]".to_vec()),
+            Value::Text(b"[]".into()),
             Value::Null,
         ]
     };
@@ -537,7 +537,7 @@ fn a_model_that_says_nothing_has_the_defaults() {
     assert_eq!(model.options, tidelog::model::SyncOptions::default());
     assert_eq!((names(&model), key(&model)), (vec!["id", "name"], vec!["id"]));
     assert!(model.should_sync.is_none());
-    assert_eq!(model.record_id(&[Value::Text(b"laptop".to_vec()), Value::Null]), "laptop");
+    assert_eq!(model.record_id(&[Value::Text(b"laptop".into()), Value::Null]), "laptop");
 }
 
 #[test]
@@ -560,7 +560,7 @@ fn the_format_with_relations_yields_one_descriptor_without_them() {
 fn a_composite_key_names_the_record_as_an_array() {
     let model = descriptor::<entry_tag::Model>();
     assert_eq!(key(&model), ["entry", "tag"]);
-    let row = [Value::Blob(vec![0; 16]), Value::Integer(5), Value::Integer(0)];
+    let row = [Value::Blob([0; 16].into()), Value::Integer(5), Value::Integer(0)];
     assert_eq!(model.record_id(&row), r#"["00000000-0000-0000-0000-000000000000",5]"#);
 }
 

@@ -95,7 +95,7 @@ fn union(base: &Value, now: &Value, brought: &Value) -> Option<Value> {
         text.push_str(item);
     }
     text.push(']');
-    Some(Value::Text(text.into_bytes()))
+    Some(Value::Text(text.into()))
 }
 
 /// The items of a JSON array, each as its text; NULL is empty.
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     fn text(text: &str) -> Value {
-        Value::Text(text.as_bytes().to_vec())
+        Value::Text(text.into())
     }
 
     /// Both arrive in either order over the same base.

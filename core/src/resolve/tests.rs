@@ -303,8 +303,8 @@ fn only_the_owner_writes_under_owner() {
         };
         resolve(&Rules::of(&model), &Standing { row: now, since: &[], may_be_forgotten: false }, &arriving)
     };
-    let mine = owned_by(Value::Text(DeviceId([1; 32]).to_string().into_bytes()));
-    let as_bytes = owned_by(Value::Blob(vec![1; 32]));
+    let mine = owned_by(Value::Text(DeviceId([1; 32]).to_string().into()));
+    let as_bytes = owned_by(Value::Blob([1; 32].into()));
     let nobodys = owned_by(Value::Null);
     assert!(write(Some(&mine), &mine, 1).is_ok());
     assert!(write(Some(&as_bytes), &as_bytes, 1).is_ok());

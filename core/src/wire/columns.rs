@@ -13,7 +13,7 @@ use crate::{
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Shape},
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     log::BATCH_ENTRIES,
-    value::{self, Value},
+    value::{self, Bytes, Value},
 };
 
 /// Largest number or stamp that is taken from a peer: half of what SQLite keeps, so that counting on from it never
@@ -30,7 +30,7 @@ pub(crate) struct Columns {
     /// Runs of entries of one term.
     terms: Vec<(u32, Term)>,
     groups: Vec<GroupHead>,
-    kinds: Bytes,
+    kinds: Piece,
     /// Seqs of the entries that carry a number, as runs: (entries without one, entries with one).
     numbered: Vec<(u32, u32)>,
     /// Each less the one before it.
@@ -39,7 +39,7 @@ pub(crate) struct Columns {
     shapes: Vec<ShapeHead>,
     /// For each change, which shape.
     shape_of: Vec<u16>,
-    existed: Bytes,
+    existed: Piece,
     /// Distinct sets of changed fields; for each change an index into it plus one, or zero for all fields.
     field_sets: Vec<Vec<u16>>,
     fields_of: Vec<u32>,
@@ -89,33 +89,33 @@ struct ShapeHead {
 /// The values of one field: a class for each row, and the classes' contents one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Column {
-    classes: Bytes,
+    classes: Piece,
     integers: Vec<i64>,
     reals: Vec<u64>,
     lengths: Vec<u32>,
-    bytes: Bytes,
+    bytes: Piece,
 }
 
 /// Bytes that travel in one piece.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Bytes(Vec<u8>);
+struct Piece(Vec<u8>);
 
-impl Serialize for Bytes {
+impl Serialize for Piece {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         s.serialize_bytes(&self.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Bytes {
+impl<'de> Deserialize<'de> for Piece {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct Visit;
         impl de::Visitor<'_> for Visit {
-            type Value = Bytes;
+            type Value = Piece;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("bytes")
             }
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Bytes, E> {
-                Ok(Bytes(bytes.to_vec()))
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Piece, E> {
+                Ok(Piece(bytes.to_vec()))
             }
         }
         d.deserialize_bytes(Visit)
@@ -183,10 +183,10 @@ impl Reader<'_> {
         })
     }
 
-    fn take(&mut self) -> Option<Vec<u8>> {
+    fn take(&mut self) -> Option<Bytes> {
         let (taken, rest) = self.bytes.split_at_checked(*self.lengths.next()? as usize)?;
         self.bytes = rest;
-        Some(taken.to_vec())
+        Some(taken.into())
     }
 
     fn is_empty(&self) -> bool {
@@ -215,13 +215,13 @@ impl Columns {
             after: batch.after,
             terms: Vec::new(),
             groups: heads(batch),
-            kinds: Bytes(Vec::with_capacity(count)),
+            kinds: Piece(Vec::with_capacity(count)),
             numbered: Vec::new(),
             stamps: Vec::with_capacity(count),
             ats: Vec::with_capacity(count),
             shapes: Vec::new(),
             shape_of: Vec::with_capacity(count),
-            existed: Bytes(Vec::with_capacity(count)),
+            existed: Piece(Vec::with_capacity(count)),
             field_sets: Vec::new(),
             fields_of: Vec::with_capacity(count),
             follows: Vec::with_capacity(count),
@@ -659,15 +659,15 @@ mod tests {
         let text = |t: &str| Value::Text(t.into());
         let row = |i: u8| {
             vec![
-                Value::Blob(vec![i; 16]),
+                Value::Blob([i; 16].into()),
                 text("näme"),
                 Value::Integer(i64::MIN + i64::from(i)),
                 Value::Real(f64::NEG_INFINITY),
-                Value::Text(vec![0xff]),
+                Value::Text([0xff].into()),
             ]
         };
         let mut gone = vec![Value::Null; 5];
-        gone[0] = Value::Blob(vec![1; 16]);
+        gone[0] = Value::Blob([1; 16].into());
         let refused = Outcome { effect: Effect::None, dropped: vec![], refused: Some("no owner".into()) };
         let dropped = |field, loser, open| Dropped { field, loser, open };
         let lost = Outcome {
@@ -731,8 +731,8 @@ mod tests {
             Value::Null,
             Value::Integer(i64::MIN),
             Value::Real(-0.0),
-            Value::Text(Vec::new()),
-            Value::Blob(vec![7; 300]),
+            Value::Text("".into()),
+            Value::Blob([7; 300].into()),
         ];
         // With as much beside the values as can be, and with nothing.
         for (value, much) in values.iter().flat_map(|value| [(value, true), (value, false)]) {

@@ -167,8 +167,8 @@ mod tests {
                 0 => Value::Null,
                 1 => Value::Integer(self.below(3) as i64),
                 2 => Value::Real(if self.below(2) == 0 { 0.0 } else { -0.0 }),
-                3 => Value::Text(vec![b'a'; self.below(4) as usize]),
-                _ => Value::Blob(vec![0xff; self.below(4) as usize]),
+                3 => Value::Text(vec![b'a'; self.below(4) as usize].into()),
+                _ => Value::Blob(vec![0xff; self.below(4) as usize].into()),
             }
         }
 
@@ -179,7 +179,7 @@ mod tests {
             let mut rows: Vec<(usize, Vec<Value>)> = Vec::new();
             for i in 0..6 {
                 let mut row: Vec<Value> = (0..FIELDS.len()).map(|_| self.value()).collect();
-                (row[0], row[1]) = (Value::Integer(i), Value::Text(b"t".to_vec()));
+                (row[0], row[1]) = (Value::Integer(i), Value::Text(b"t".into()));
                 rows.push((i as usize % 2, row));
             }
             (0..1 + self.below(40))
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn a_large_row_that_many_follow_is_refused_before_it_is_copied() {
         let mut row: Vec<Value> = (0..6).map(Value::Integer).collect();
-        row[4] = Value::Blob(vec![7; ROW_MAX]);
+        row[4] = Value::Blob(vec![7; ROW_MAX].into());
         let shape = &shapes()[0];
         let mut changes = vec![change(shape, row.clone(), None)];
         // Three may follow it, the fourth is too much: thousands could be told in a few bytes each.
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn what_follows_takes_little_and_is_counted_as_if_it_were_whole() {
         let mut row: Vec<Value> = (0..6).map(Value::Integer).collect();
-        row[5] = Value::Text(vec![b'x'; 300]);
+        row[5] = Value::Text(vec![b'x'; 300].into());
         let shape = &shapes()[0];
         let update = |i| {
             let mut row = row.clone();
