@@ -74,7 +74,7 @@ use crate::{
     capture::quote,
     metadata,
     model::{ModelDescriptor, Policy, Recorder, Syncable},
-    notice::{self, Notice, NoticeKind},
+    notice::{self, Libraries, NoticeKind},
     value,
 };
 
@@ -249,20 +249,13 @@ where
     Active<M>: TryIntoModel<M>,
 {
     let plan = Plan::of::<M>();
-    if let Some(recording) = plan.recording::<M>() {
+    let libraries = notice::libraries();
+    if let Some(recording) = plan.recording::<M>(&libraries) {
         let key = plan.primary.iter().map(|column| model.get(*column)).collect();
         record(db, &recording.save, key).await?;
     }
-    if notice::is_awaited(M::SYNC_ID) {
-        let key: Vec<_> = plan
-            .names
-            .iter()
-            .map(|column| (value::from_sea(&model.get(*column)), M::get_value_type(*column)))
-            .collect();
-        let record = value::record_id(key.iter().map(|(value, _)| value));
-        let kind = if insert { NoticeKind::Inserted } else { NoticeKind::Updated };
-        notice::publish(Notice { model: M::SYNC_ID, record, kind });
-    }
+    let kind = if insert { NoticeKind::Inserted } else { NoticeKind::Updated };
+    libraries.tell(M::SYNC_ID, kind, || plan.record_id(|column| Some(model.get(column))));
     Ok(model)
 }
 
@@ -280,7 +273,7 @@ where
     let plan = Plan::of::<M>();
     refuse_foreign::<M, C>(&plan, &active, db).await?;
     // A delete without its key fails in SeaORM, right behind this.
-    if let Some(recording) = plan.recording::<M>()
+    if let Some(recording) = plan.recording::<M>(&notice::libraries())
         && let Some(key) = plan.primary.iter().map(|column| active.get(*column).into_value()).collect()
     {
         record(db, &recording.delete, key).await?;
@@ -298,24 +291,10 @@ where
     C: ConnectionTrait,
     Active<M>: TryIntoModel<M>,
 {
-    if notice::is_awaited(M::SYNC_ID) {
-        let plan = Plan::of::<M>();
-        let key: Option<Vec<_>> = plan
-            .names
-            .iter()
-            .map(|column| {
-                Some((value::from_sea(&active.get(*column).into_value()?), M::get_value_type(*column)))
-            })
-            .collect();
-        match key {
-            Some(key) => {
-                let record = value::record_id(key.iter().map(|(value, _)| value));
-                notice::publish(Notice { model: M::SYNC_ID, record, kind: NoticeKind::Deleted });
-            }
-            // Deleted by an integer key, without the column that names the record on all devices.
-            None => notice::look_again(M::SYNC_ID),
-        }
-    }
+    let plan = Plan::of::<M>();
+    // Deleted by an integer key, it may be without the column that names the record on all devices.
+    let record = || plan.record_id(|column| active.get(column).into_value());
+    notice::libraries().tell(M::SYNC_ID, NoticeKind::Deleted, record);
     Ok(active)
 }
 
@@ -351,7 +330,8 @@ struct Recording {
 }
 
 /// One plan per entity, for the life of the process; bounded by the number of models.
-static PLANS: Lazy<RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>> = Lazy::new(RwLock::default);
+static PLANS: Lazy<RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>, foldhash::fast::RandomState>>> =
+    Lazy::new(RwLock::default);
 
 impl<C: ColumnTrait> Plan<C> {
     fn of<M>() -> Arc<Self>
@@ -445,8 +425,15 @@ impl<C: ColumnTrait> Plan<C> {
         }
     }
 
-    fn recording<M: Syncable>(&self) -> Option<&Recording> {
-        self.recording.as_ref().filter(|_| self.always_records || notice::records_by_hook(M::SYNC_ID))
+    fn recording<M: Syncable>(&self, libraries: &Libraries) -> Option<&Recording> {
+        self.recording.as_ref().filter(|_| self.always_records || libraries.record_by_hook(M::SYNC_ID))
+    }
+
+    /// The canonical text of a record's key; `None` where a column of it is not at hand.
+    fn record_id(&self, value_of: impl Fn(C) -> Option<SeaValue>) -> Option<String> {
+        let key: Option<Vec<_>> =
+            self.names.iter().map(|column| Some(value::from_sea(&value_of(*column)?))).collect();
+        key.map(|key| value::record_id(key.iter()))
     }
 }
 

@@ -59,7 +59,7 @@ pub struct Subscription {
 }
 
 struct Inbox {
-    models: HashMap<&'static str, Recorder>,
+    models: HashMap<&'static str, Recorder, foldhash::fast::RandomState>,
     queue: ArrayQueue<Notice>,
     overflowed: AtomicBool,
     wake: Wake,
@@ -115,43 +115,45 @@ impl fmt::Debug for Subscription {
     }
 }
 
-/// Hands the notice to every open library that registered its model.
-pub fn publish(notice: Notice) {
-    for inbox in inboxes_of(notice.model) {
-        if inbox.queue.push(notice.clone()).is_err() {
-            inbox.overflowed.store(true, Ordering::Release);
+/// The open libraries of this process, as they were at one look. A save looks once.
+pub struct Libraries(Option<Arc<[Arc<Inbox>]>>);
+
+/// The libraries that are open now.
+pub fn libraries() -> Libraries {
+    let open = OPEN.load(Ordering::Acquire) > 0;
+    Libraries(open.then(|| Arc::clone(&INBOXES.read().unwrap_or_else(PoisonError::into_inner))))
+}
+
+impl Libraries {
+    /// Hands a notice to every one of them that registered the model. `record` is asked for the canonical text of the
+    /// key where somebody has a place for it; where it cannot tell, they look at everything again.
+    pub fn tell(&self, model: &'static str, kind: NoticeKind, record: impl Fn() -> Option<String>) {
+        for inbox in self.of(model) {
+            let is_kept = !inbox.queue.is_full()
+                && record().is_some_and(|record| inbox.queue.push(Notice { model, record, kind }).is_ok());
+            if !is_kept {
+                inbox.overflowed.store(true, Ordering::Release);
+            }
+            (inbox.wake)();
         }
-        (inbox.wake)();
+    }
+
+    /// Whether one of them has the model recorded by its hooks instead of a trigger. Which database that library is of is
+    /// not known here: the statement that records asks the database itself.
+    pub fn record_by_hook(&self, model: &str) -> bool {
+        self.of(model).any(|inbox| inbox.models.get(model) == Some(&Recorder::Hooks))
+    }
+
+    fn of(&self, model: &str) -> impl Iterator<Item = &Inbox> {
+        let all = self.0.iter().flat_map(|list| list.iter());
+        all.map(|inbox| &**inbox).filter(move |inbox| inbox.models.contains_key(model))
     }
 }
 
-/// Tells every open library that registered the model to look at everything again: something was written, and
-/// nobody can say which record.
-pub fn look_again(model: &str) {
-    for inbox in inboxes_of(model) {
-        inbox.overflowed.store(true, Ordering::Release);
-        (inbox.wake)();
+impl fmt::Debug for Libraries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Libraries").field(&self.0.as_ref().map_or(0, |list| list.len())).finish()
     }
-}
-
-/// Whether any open library registered the model, so that a notice is worth the making.
-pub fn is_awaited(model: &str) -> bool {
-    inboxes_of(model).next().is_some()
-}
-
-/// Whether an open library of this process has the model recorded by its hooks instead of a trigger. Which database
-/// that library is of is not known here: the statement that records asks the database itself.
-pub fn records_by_hook(model: &str) -> bool {
-    inboxes_of(model).any(|inbox| inbox.models.get(model) == Some(&Recorder::Hooks))
-}
-
-fn inboxes_of(model: &str) -> impl Iterator<Item = Arc<Inbox>> {
-    let open = (OPEN.load(Ordering::Acquire) > 0)
-        .then(|| Arc::clone(&INBOXES.read().unwrap_or_else(PoisonError::into_inner)));
-    let count = open.as_ref().map_or(0, |list| list.len());
-    (0..count)
-        .filter_map(move |i| open.as_ref().map(|list| Arc::clone(&list[i])))
-        .filter(move |inbox| inbox.models.contains_key(model))
 }
 
 fn change_inboxes(change: impl FnOnce(&mut Vec<Arc<Inbox>>)) {
@@ -165,6 +167,14 @@ fn change_inboxes(change: impl FnOnce(&mut Vec<Arc<Inbox>>)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn publish(notice: Notice) {
+        libraries().tell(notice.model, notice.kind, || Some(notice.record.clone()));
+    }
+
+    fn records_by_hook(model: &str) -> bool {
+        libraries().record_by_hook(model)
+    }
 
     fn notice(model: &'static str, record: &str) -> Notice {
         Notice { model, record: record.into(), kind: NoticeKind::Inserted }
@@ -181,9 +191,9 @@ mod tests {
         publish(notice("hears_other", "b"));
         assert_eq!(subscription.pop(), Some(notice("hears_own", "a")));
         assert_eq!(subscription.pop(), None);
-        assert!(is_awaited("hears_own"));
         drop(subscription);
-        assert!(!is_awaited("hears_own"));
+        libraries()
+            .tell("hears_own", NoticeKind::Inserted, || panic!("nobody is there to be told of a record"));
     }
 
     #[test]
@@ -207,6 +217,7 @@ mod tests {
         for record in ["a", "b", "c"] {
             publish(notice("full", record));
         }
+        libraries().tell("full", NoticeKind::Deleted, || panic!("there is no place for it"));
         assert!(subscription.take_overflowed());
         assert!(!subscription.take_overflowed());
         assert_eq!(
@@ -214,8 +225,9 @@ mod tests {
             [Some("a".into()), Some("b".into())]
         );
         assert_eq!(subscription.pop(), None);
-        look_again("full");
-        assert!(subscription.take_overflowed());
+        libraries().tell("full", NoticeKind::Deleted, || None);
+        assert!(subscription.take_overflowed(), "nobody can say which record");
+        assert_eq!(subscription.pop(), None);
     }
 
     #[test]
