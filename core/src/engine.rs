@@ -194,19 +194,8 @@ impl Engine {
     /// Starts the thread.
     pub(crate) fn start(store: Store, gate: Arc<WriteGate>, lock: Arc<File>) -> Result<Self, Error> {
         let (commands, inbox) = mpsc::sync_channel(STEPS_QUEUE);
-        let (sender, pulse) = watch::channel(Pulse::default());
+        let (driver, pulse) = Driver::new(store, gate, lock);
         let waker = Waker { woken: Arc::new(AtomicBool::new(false)), commands: commands.clone() };
-        let driver = Driver {
-            store,
-            gate,
-            pulse: sender,
-            seals: false,
-            counts_due: false,
-            counted: Instant::now(),
-            syncing: None,
-            turn: None,
-            _lock: lock,
-        };
         let woken = Arc::clone(&waker.woken);
         let driver = Arc::new(Mutex::new(Some(driver)));
         let shared = Arc::clone(&driver);
@@ -348,6 +337,23 @@ struct Seals {
 }
 
 impl Driver {
+    /// Drives a database, and what it tells of itself.
+    pub(crate) fn new(store: Store, gate: Arc<WriteGate>, lock: Arc<File>) -> (Self, watch::Receiver<Pulse>) {
+        let (sender, pulse) = watch::channel(Pulse::default());
+        let driver = Self {
+            store,
+            gate,
+            pulse: sender,
+            seals: false,
+            counts_due: false,
+            counted: Instant::now(),
+            syncing: None,
+            turn: None,
+            _lock: lock,
+        };
+        (driver, pulse)
+    }
+
     fn seal_if_due(&mut self, seals: &mut Seals, woken: &AtomicBool) {
         seals.on = self.seals;
         seals.dirty |= woken.load(Ordering::Acquire);
@@ -377,9 +383,9 @@ impl Driver {
         };
     }
 
-    /// One seal. Whether more waits, and how long the writer was held. What nobody `told` of may be a commit of
+    /// One seal, made durable and told of. Whether more waits, and how long the writer was held. What nobody `told` of may be a commit of
     /// something else, a schema for one: a look as a reader takes the writer from nobody.
-    fn round(&mut self, told: bool) -> Result<(bool, Duration), Error> {
+    pub(crate) fn round(&mut self, told: bool) -> Result<(bool, Duration), Error> {
         if !told && self.store.is_outbox_empty()? && !self.store.has_other_schema()? {
             self.publish_if_failed()?;
             return Ok((false, Duration::ZERO));

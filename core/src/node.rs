@@ -18,17 +18,15 @@ use tokio::{
 
 use crate::{
     engine::Pulse,
-    entry::Run,
     error::Error,
     id::Seq,
     id::{DeviceId, Position, Term},
     library::Inner,
-    log::{self, LogReader},
+    serving,
     status::{Follower, Link, Role, Status},
     store::{self, Model},
     term::{self, Started},
     transport::SharedTransport,
-    wire::Message,
 };
 
 mod decide;
@@ -299,18 +297,10 @@ impl Readers {
         until: Position,
     ) -> Result<(Vec<u8>, Seq), Error> {
         self.run(move |conn, models| {
-            let batch = LogReader::new(models).read(conn, after, until.seq)?;
-            let (message, last) = (Message::entries(lead, floor, until, &batch), batch.last());
-            // The message has it all: not three copies at once.
-            drop(batch);
+            let (message, last) = serving::entries(conn, models, (lead, floor), after, until)?;
             Ok((message.encode(), last))
         })
         .await
-    }
-
-    /// The leadership history with the log's top.
-    async fn history(&self) -> Result<(Vec<Run>, Position), Error> {
-        self.run(|conn, _| Ok((log::runs(conn)?, store::top(conn)?))).await
     }
 
     /// The database file.

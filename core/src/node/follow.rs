@@ -15,17 +15,15 @@ use tokio::{
 
 use super::Shared;
 use crate::{
-    apply::{self, Applied, Arrived, Rows, Touched, is_constraint},
     engine::Driver,
-    entry::{EntryKind, Run},
+    entry::Run,
     error::Error,
+    following::{self, Begun, End, Following, Heard, Received, Unpacked},
     id::{DeviceId, Position, Term},
-    log,
-    pending::{self, PushedUpTo},
-    status::{AppliedChange, ChangeKind, Link},
-    store, term,
+    status::{AppliedChange, Link},
+    store,
     transport::{Channel, MessageReceiver, MessageSender, TransportError},
-    wire::{HISTORY_MAX, Message, PushStop, Unreadable},
+    wire::Message,
 };
 
 /// Durable positions are confirmed at most this often.
@@ -45,16 +43,6 @@ const PUSHES_AHEAD: usize = 4;
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
 type Questions = mpsc::Receiver<oneshot::Sender<Position>>;
-
-/// How a session ended.
-enum End {
-    /// The other side does not lead; it may know who does.
-    NotLeader(Option<DeviceId>),
-    /// The channel broke or could not be opened.
-    Lost(String),
-    /// Waiting does not help.
-    Stopped(String),
-}
 
 /// Looks for the leader and follows it, until the node stops. On a leader it only waits.
 pub(super) async fn follow(shared: Arc<Shared>, mut questions: Questions) {
@@ -177,36 +165,22 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
         }
         Err(error) => return Ok(End::Lost(error.to_string())),
     };
-    let (max_seen, top, mut runs) = shared
-        .library
-        .engine
-        .step(|driver| {
-            driver.store.sync()?;
-            let conn = driver.store.connection();
-            let replica = store::replica(conn)?.ok_or(Error::NoLibrary)?;
-            // Parts that were put aside are sent again from the top: a new leader may have cut them otherwise.
-            Ok((replica.max_seen, store::top(conn)?, log::runs(conn)?))
-        })
-        .await?;
-    let (history, complete) = newest(&mut runs);
-    send(sender.as_mut(), &Message::Subscribe { max_seen, top, history, complete }).await?;
+    let Begun { subscribe, mut older, top } = shared.library.engine.step(following::subscribe).await?;
+    send(sender.as_mut(), &subscribe).await?;
 
     let (unpacked, mut inbox) = mpsc::channel(AHEAD);
     let mut tasks = JoinSet::new();
-    tasks.spawn(unpack(receiver, unpacked));
+    tasks.spawn(unpack(receiver, shared.library.changes.clone(), unpacked));
     let mut session = Session {
         shared,
-        peer,
+        following: Following::of(peer),
         sender,
-        lead: None,
         asked: Vec::new(),
         questions: 0,
         confirmed: top,
         applied: top,
         confirm_at: None,
         syncing: JoinSet::new(),
-        pushed: PushedUpTo::NOTHING,
-        pushes: 0,
     };
     let mut pulse = shared.library.engine.pulse();
     // What this device asks and confirms says nothing of the leader: only what is heard counts.
@@ -218,10 +192,8 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
             message = timeout_at(silent_at, inbox.recv()) => match message {
                 Ok(Some(Ok(unpacked))) => {
                     let end = match unpacked {
-                        Unpacked::Entries { lead, top, arrived, message } => {
-                            session.apply(lead, top, arrived, message).await?
-                        }
-                        Unpacked::Other(message) => session.take(message, &mut runs).await?,
+                        Unpacked::Entries(received) => session.take_entries(received).await?,
+                        Unpacked::Other(message) => session.take(message, &mut older).await?,
                     };
                     if let Some(end) = end {
                         return Ok(end);
@@ -248,30 +220,22 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
     }
 }
 
-/// The newest runs that one message holds, taken off the end, and whether that is all.
-fn newest(runs: &mut Vec<Run>) -> (Vec<Run>, bool) {
-    let newest = runs.split_off(runs.len().saturating_sub(HISTORY_MAX));
-    (newest, runs.is_empty())
-}
-
 async fn send(sender: &mut dyn MessageSender, message: &Message) -> Result<(), Error> {
     Ok(sender.send(message.encode()).await?)
 }
 
-/// A message with what could be done about it beside the session.
-enum Unpacked {
-    Entries { lead: Term, top: Position, arrived: Arrived, message: Vec<u8> },
-    Other(Message),
-}
-
 /// Reads the channel and unpacks what comes, a little ahead of the session.
-async fn unpack(mut receiver: Box<dyn MessageReceiver>, to: mpsc::Sender<Result<Unpacked, String>>) {
+async fn unpack(
+    mut receiver: Box<dyn MessageReceiver>,
+    changes: broadcast::Sender<AppliedChange>,
+    to: mpsc::Sender<Result<Unpacked, String>>,
+) {
     loop {
         let received = receiver.receive().await;
         // A place first: what waits for one is small while it is packed.
         let Ok(place) = to.reserve().await else { return };
         let next = match received {
-            Ok(Some(bytes)) => unpacked(bytes).map_err(|e| e.to_string()),
+            Ok(Some(bytes)) => Unpacked::of(bytes, &changes).map_err(|e| e.to_string()),
             Ok(None) => return,
             Err(error) => Err(error.to_string()),
         };
@@ -283,59 +247,10 @@ async fn unpack(mut receiver: Box<dyn MessageReceiver>, to: mpsc::Sender<Result<
     }
 }
 
-fn unpacked(message: Vec<u8>) -> Result<Unpacked, Unreadable> {
-    Ok(match Message::decode(&message)? {
-        Message::Entries { lead, top, batch, .. } => {
-            Unpacked::Entries { lead, top, arrived: Arrived::of(batch.into_batch()?), message }
-        }
-        other => Unpacked::Other(other),
-    })
-}
-
-/// Entries as they came, to be applied.
-struct Received {
-    lead: Term,
-    arrived: Arrived,
-    message: Vec<u8>,
-    changes: broadcast::Sender<AppliedChange>,
-}
-
-impl Received {
-    /// Applies them and tells of it; gives them back, for another try.
-    fn apply(mut self, driver: &mut Driver, rows: Rows) -> (Result<Applied, Error>, Self) {
-        let applied = self.try_apply(driver, rows);
-        (applied, self)
-    }
-
-    fn try_apply(&mut self, driver: &mut Driver, rows: Rows) -> Result<Applied, Error> {
-        let mut touched = Touched::new();
-        let watched = self.changes.receiver_count() > 0;
-        let Self { lead, arrived, message, .. } = self;
-        let applied = driver.transaction(|tx| {
-            apply::apply(tx, *lead, arrived, message, rows, watched.then_some(&mut touched))
-        })?;
-        for (shape, record, kind) in touched {
-            let kind = match kind {
-                EntryKind::Upsert => ChangeKind::Upsert,
-                EntryKind::Delete => ChangeKind::Delete,
-                _ => continue,
-            };
-            // Nobody listens any more: fine.
-            let _ = self.changes.send(AppliedChange { model: shape.model.clone(), record, kind });
-        }
-        if let Applied::To(_) = applied {
-            driver.tell()?;
-        }
-        Ok(applied)
-    }
-}
-
 struct Session<'s> {
     shared: &'s Arc<Shared>,
-    peer: DeviceId,
+    following: Following,
     sender: Box<dyn MessageSender>,
-    /// The term that this session found to be no lower than any it has seen.
-    lead: Option<Term>,
     /// Who waits for the leader's top.
     asked: Vec<(u64, oneshot::Sender<Position>)>,
     /// Number of the last question.
@@ -345,10 +260,6 @@ struct Session<'s> {
     confirm_at: Option<Instant>,
     /// Makes a position durable, beside the engine; one at a time.
     syncing: JoinSet<Result<Position, Error>>,
-    /// What is pending and was pushed on this channel.
-    pushed: PushedUpTo,
-    /// Pushes that are not answered yet.
-    pushes: usize,
 }
 
 impl Session<'_> {
@@ -377,71 +288,33 @@ impl Session<'_> {
         send(self.sender.as_mut(), &Message::Ask { number }).await
     }
 
-    /// Why nothing is used of a message that names another leader than the device it came from; `None` if it is its
-    /// own (rule P: who leads a term says so itself).
-    fn foreign(&self, lead: Term) -> Option<End> {
-        (lead.leader != self.peer).then(|| {
-            tracing::warn!(peer = %self.peer, %lead, "a device sent what only another may");
-            End::Lost(format!(
-                "device {} does not keep to the protocol: it speaks for a term that device {} leads; nothing of it \
-                 was used",
-                self.peer, lead.leader
-            ))
-        })
+    /// Runs a step of the following on the engine.
+    async fn step<T: Send + 'static>(
+        &mut self,
+        step: impl FnOnce(&mut Following, &mut Driver) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let mut following = self.following.clone();
+        let step = move |driver: &mut Driver| step(&mut following, driver).map(|done| (done, following));
+        let (done, following) = self.shared.library.engine.step(step).await?;
+        self.following = following;
+        Ok(done)
     }
 
-    async fn take(&mut self, message: Message, runs: &mut Vec<Run>) -> Result<Option<End>, Error> {
-        if let Message::Top { lead, .. }
-        | Message::Pushed { lead, .. }
-        | Message::PushStopped { lead, .. }
-        | Message::Diverged { lead, .. }
-        | Message::BelowFloor { lead, .. } = &message
-            && let Some(end) = self.foreign(*lead)
-        {
-            return Ok(Some(end));
-        }
-        match message {
-            Message::Top { lead, position, answers, .. } => {
-                if let Some(end) = self.adopt(lead).await? {
-                    return Ok(Some(end));
-                }
-                self.show(lead, position);
+    async fn take(&mut self, message: Message, older: &mut Vec<Run>) -> Result<Option<End>, Error> {
+        let heard = match self.following.take_at_once(&message, older) {
+            Some(heard) => heard,
+            None => self.step(move |following, driver| following.take(driver, message)).await?,
+        };
+        match heard {
+            Heard::Top { position, answers } => {
+                self.show(position);
                 for (_, question) in self.asked.extract_if(.., |(number, _)| *number <= answers) {
                     let _ = question.send(position);
                 }
             }
-            Message::MoreHistory => {
-                let (history, complete) = newest(runs);
-                send(self.sender.as_mut(), &Message::History { runs: history, complete }).await?;
-            }
-            Message::NotLeader { leader, .. } => return Ok(Some(End::NotLeader(leader))),
-            Message::Pushed { lead, .. } if self.pushes > 0 => {
-                self.pushes -= 1;
-                return self.adopt(lead).await;
-            }
-            Message::PushStopped { why, .. } => return self.push_stopped(why).await.map(Some),
-            Message::Diverged { common, top, .. } => {
-                return Ok(Some(End::Stopped(format!(
-                    "the log here, up to {top}, parts from device {}'s after entry {common}; nothing was changed. \
-                     This device wrote or followed another history: keep a copy of its database and let it join anew",
-                    self.peer
-                ))));
-            }
-            Message::BelowFloor { common, floor, .. } => {
-                return Ok(Some(End::Stopped(format!(
-                    "device {} has compacted its log up to {floor}, and this device has it only up to {common}; \
-                     nothing was changed. Let this device join anew",
-                    self.peer
-                ))));
-            }
-            Message::Refused { reason } => {
-                tracing::warn!(library = %self.shared.library.id, peer = %self.peer, reason, "refused");
-                return Ok(Some(End::Lost(format!("device {} refused: {reason}", self.peer))));
-            }
-            other => {
-                tracing::warn!(peer = %self.peer, ?other, "a leader sent what only a follower may");
-                return Ok(Some(End::Lost(format!("device {} does not keep to the protocol", self.peer))));
-            }
+            Heard::Reply(message) => send(self.sender.as_mut(), &message).await?,
+            Heard::End(end) => return Ok(Some(end)),
+            Heard::Nothing | Heard::Applied(_) | Heard::Staged | Heard::Again => {}
         }
         Ok(None)
     }
@@ -449,22 +322,12 @@ impl Session<'_> {
     /// Pushes what is pending and was not pushed on this channel yet, as far as the leader keeps up with answering.
     async fn push(&mut self, pending: Option<(i64, i64)>) -> Result<(), Error> {
         let Some((_, last)) = pending else { return Ok(()) };
-        while let Some(max_seen) = self.lead
-            && self.pushed.id < last
-            && self.pushes < PUSHES_AHEAD
+        while self.following.lead.is_some()
+            && !self.following.has_pushed(last)
+            && self.following.pushes < PUSHES_AHEAD
         {
-            let after = self.pushed.clone();
-            let step = move |driver: &mut Driver| {
-                // What is told of is durable first (rule D).
-                driver.store.sync()?;
-                let conn = driver.store.connection();
-                let Some(push) = pending::read(conn, driver.store.models(), &after)? else { return Ok(None) };
-                Ok(Some((push, store::top(conn)?)))
-            };
-            let Some((push, position)) = self.shared.library.engine.step(step).await? else { return Ok(()) };
-            self.pushed = PushedUpTo::after(&push);
-            self.pushes += 1;
-            send(self.sender.as_mut(), &Message::push(max_seen, position, &push.batch)).await?;
+            let Some(push) = self.step(Following::next_push).await? else { return Ok(()) };
+            send(self.sender.as_mut(), &push).await?;
         }
         Ok(())
     }
@@ -473,123 +336,50 @@ impl Session<'_> {
         self.shared.library.engine.pulse().borrow().pending_ends
     }
 
-    async fn push_stopped(&mut self, why: PushStop) -> Result<End, Error> {
-        let peer = self.peer;
-        Ok(match why {
-            // The next session begins with what is pending then.
-            PushStop::Gap { origin, expected } => End::Lost(format!(
-                "device {peer} lacks change {expected} of origin {origin}, which is not pending here; pulling first"
-            )),
-            PushStop::Diverged => {
-                End::Lost(format!("device {peer} does not know the log here; subscribing again"))
+    async fn take_entries(&mut self, mut received: Box<Received>) -> Result<Option<End>, Error> {
+        let (catching_up, top) = (received.arrived.is_large(), received.top);
+        let heard = loop {
+            let mut following = self.following.clone();
+            let small = received.is_small();
+            let step = move |driver: &mut Driver| {
+                let heard = following.take_entries(driver, &mut received)?;
+                Ok((heard, received, following))
+            };
+            let engine = &self.shared.library.engine;
+            let done = if small { engine.short_step(step).await } else { engine.step(step).await }?;
+            let heard;
+            (heard, received, self.following) = done;
+            if !matches!(heard, Heard::Again) {
+                break heard;
             }
-            PushStop::Forked { origin, n } => {
-                let rename = move |driver: &mut Driver| {
-                    let renamed = driver.transaction(|tx| pending::rename(tx, origin, n))?;
-                    driver.publish()?;
-                    Ok(renamed)
-                };
-                let renamed = self.shared.library.engine.step(rename).await?;
-                let text = format!(
-                    "device {peer}'s log holds another change {n} of origin {origin} than the one that is pending here: \
-                     this database was restored or copied. {renamed} pending changes go by other names from now on; \
-                     nothing is lost"
-                );
-                tracing::warn!(library = %self.shared.library.id, "{text}");
-                End::Lost(text)
-            }
-        })
-    }
-
-    /// Adopts the leader's term; `None` if this device may follow it.
-    async fn adopt(&mut self, lead: Term) -> Result<Option<End>, Error> {
-        if self.lead == Some(lead) {
-            return Ok(None);
-        }
-        let seen = self
-            .shared
-            .library
-            .engine
-            .step(move |driver| {
-                driver.transaction(|tx| {
-                    term::adopt(tx, lead)?;
-                    Ok(tx.replica()?.max_seen)
-                })
-            })
-            .await?;
-        if seen > lead {
-            return Ok(Some(End::NotLeader(Some(seen.leader))));
-        }
-        self.lead = Some(lead);
-        Ok(None)
-    }
-
-    async fn apply(
-        &mut self,
-        lead: Term,
-        top: Position,
-        arrived: Arrived,
-        message: Vec<u8>,
-    ) -> Result<Option<End>, Error> {
-        if let Some(end) = self.foreign(lead) {
-            return Ok(Some(end));
-        }
-        let (catching_up, small) = (arrived.is_large(), arrived.is_small(&message));
-        let engine = &self.shared.library.engine;
-        let received = Received { lead, arrived, message, changes: self.shared.library.changes.clone() };
-        let step = move |driver: &mut Driver| Ok(received.apply(driver, Rows::AsTheyCome));
-        let done = if small { engine.short_step(step).await } else { engine.step(step).await }?;
-        let (applied, received) = match done {
-            (Err(error), received) if is_constraint(&error) => {
-                engine.step(move |driver| Ok(received.apply(driver, Rows::StepOutFirst))).await?
-            }
-            done => done,
         };
-        let (applied, arrived) = (applied?, received.arrived);
         if catching_up {
             // Freeing what arrived is work too, and the next batch waits for neither.
-            drop(tokio::task::spawn_blocking(move || drop(arrived)));
+            drop(tokio::task::spawn_blocking(move || drop(received)));
         }
-        match applied {
-            Applied::To(position) => {
+        match heard {
+            Heard::Applied(position) => {
                 self.applied = position;
-                self.show(lead, top);
-                self.lead = Some(lead);
+                self.show(top);
                 if self.confirm_at.is_none() {
                     let wait = if catching_up { CONFIRM_CATCHING_UP } else { CONFIRM_EVERY };
                     self.confirm_at = Some(Instant::now() + wait);
                 }
-                Ok(None)
             }
-            Applied::Staged(_) => {
-                // The term was looked at: what is pending goes while the rest of a large group comes.
-                self.lead = Some(lead);
-                Ok(None)
-            }
-            Applied::OutOfOrder(position) => Ok(Some(End::Lost(format!(
-                "what device {} sent does not follow on {position}; subscribing again",
-                self.peer
-            )))),
-            Applied::Unsound(what) => Ok(Some(End::Lost(format!(
-                "device {} does not keep to the protocol: {what}; nothing of it was used",
-                self.peer
-            )))),
-            Applied::Stale(seen) => Ok(Some(End::NotLeader(Some(seen.leader)))),
-            Applied::Differs(seq) => Ok(Some(End::Stopped(format!(
-                "entry {seq} here differs from device {}'s; nothing was changed. One of the two databases was changed \
-                 from outside or restored: keep a copy and let this device join anew",
-                self.peer
-            )))),
+            Heard::End(end) => return Ok(Some(end)),
+            _ => {}
         }
+        Ok(None)
     }
 
     /// Shows that the subscription stands and how far behind this device is.
-    fn show(&self, lead: Term, top: Position) {
+    fn show(&self, top: Position) {
         let now = self.shared.library.world.now();
+        let leader = self.following.peer;
         let applied = self.applied;
         self.shared.library.status.send_modify(|status| {
             status.link = Link::Online;
-            status.leader = Some(lead.leader);
+            status.leader = Some(leader);
             status.position = applied;
             status.term = applied.term;
             status.behind = Some(top.seq.0.saturating_sub(applied.seq.0));
@@ -617,7 +407,7 @@ impl Session<'_> {
         if self.applied != self.confirmed {
             self.confirm_at = Some(Instant::now() + CONFIRM_EVERY);
         }
-        let (max_seen, position) = (self.lead.unwrap_or(Term::ZERO), self.confirmed);
+        let (max_seen, position) = (self.following.lead.unwrap_or(Term::ZERO), self.confirmed);
         send(self.sender.as_mut(), &Message::Confirm { max_seen, position }).await
     }
 }

@@ -13,15 +13,12 @@ use tokio::{
 
 use super::Shared;
 use crate::{
-    accept::{self, Accepted},
-    attempt::{self, Attempt},
     engine::{Driver, Pulse, Tail},
-    entry::{Run, common_prefix},
     error::Error,
     id::{DeviceId, Position, Seq, Term},
-    store, term,
+    serving::{self, Answer, Peer, Push, Served, Subscription},
     transport::{Channel, MessageReceiver, MessageSender, TransportError},
-    wire::{Columns, Message, PushStop, Unreadable},
+    wire::{Columns, Message, Unreadable},
 };
 
 /// How long a peer that opened a channel may take to say what it wants.
@@ -73,14 +70,6 @@ async fn refuse(shared: &Shared, peer: DeviceId, sender: &mut dyn MessageSender,
     let _ = sender.send(Message::Refused { reason }.encode()).await;
 }
 
-/// Where this replica stands, for deciding how to answer.
-struct Standing {
-    max_seen: Term,
-    leads: bool,
-    floor: Seq,
-    is_member: bool,
-}
-
 async fn serve(shared: &Arc<Shared>, channel: Channel, number: u64) -> Result<(), Error> {
     let Channel { peer, mut sender, mut receiver } = channel;
     let first = match timeout(FIRST_MESSAGE, receiver.receive()).await {
@@ -93,127 +82,64 @@ async fn serve(shared: &Arc<Shared>, channel: Channel, number: u64) -> Result<()
             return Ok(());
         }
     };
-    let (max_seen, top, history, complete) = match Message::decode(&first) {
-        Ok(Message::Subscribe { max_seen, top, history, complete }) => (max_seen, top, history, complete),
-        Ok(_) => {
-            refuse(shared, peer, sender.as_mut(), "a channel must begin with a subscription".into()).await;
-            return Ok(());
+    let asked = match Message::decode(&first) {
+        Ok(Message::Subscribe { max_seen, top, history, complete }) => {
+            Subscription::of(max_seen, top, history, complete).ok_or_else(|| serving::NO_HISTORY.to_owned())
         }
-        Err(error) => {
-            refuse(shared, peer, sender.as_mut(), error.to_string()).await;
+        Ok(_) => Err("a channel must begin with a subscription".into()),
+        Err(error) => Err(error.to_string()),
+    };
+    let mut asked = match asked {
+        Ok(asked) => asked,
+        Err(reason) => {
+            refuse(shared, peer, sender.as_mut(), reason).await;
             return Ok(());
         }
     };
-    if !ascend(&history) || (complete && history.is_empty() != (top.seq == Seq(0))) {
-        let reason = "its history is none that a log can have".to_owned();
-        refuse(shared, peer, sender.as_mut(), reason).await;
-        return Ok(());
-    }
-    let configured = shared.is_configured(peer);
-    let precedence = Arc::clone(&shared.library.precedence);
-    let standing = shared
-        .library
-        .engine
-        .step(move |driver| {
-            let standing = driver.transaction(|tx| {
-                // Membership first: nobody unknown moves a term here.
-                if configured {
-                    term::admit(tx, &[peer], &precedence)?;
+    let served = loop {
+        let answer = answer(shared, peer, asked.clone()).await?;
+        match answer {
+            Answer::Serve(served) => break served,
+            Answer::With(Message::Refused { reason }) => {
+                refuse(shared, peer, sender.as_mut(), reason).await;
+                return Ok(());
+            }
+            Answer::With(message) => {
+                if !matches!(message, Message::NotLeader { .. }) {
+                    tracing::warn!(library = %shared.library.id, %peer, ?message, "a follower's log is not a prefix of this one");
                 }
-                let is_member = term::is_member(tx.conn, peer)?;
-                if is_member {
-                    term::adopt(tx, max_seen)?;
-                }
-                let replica = tx.replica()?;
-                Ok(Standing {
-                    max_seen: replica.max_seen,
-                    leads: replica.is_leader(),
-                    floor: replica.floor,
-                    is_member,
-                })
-            })?;
-            driver.publish()?;
-            Ok(standing)
-        })
-        .await?;
-    if !standing.is_member {
-        let reason = format!(
-            "device {peer} is not a member of library {}; nothing was changed. Add it as a peer at the leader first",
-            shared.library.id
-        );
-        refuse(shared, peer, sender.as_mut(), reason).await;
-        return Ok(());
-    }
-    if !standing.leads {
-        let leader = (standing.max_seen > Term::ZERO).then_some(standing.max_seen.leader);
-        let message = Message::NotLeader { max_seen: standing.max_seen, leader };
-        sender.send(message.encode()).await?;
-        return Ok(());
-    }
-    let lead = standing.max_seen;
-    let (runs, my_top) = shared.library.readers.history().await?;
-    let theirs = their_history(peer, sender.as_mut(), receiver.as_mut(), history, complete, &runs).await?;
-    let common = common_prefix(&runs, my_top.seq, &theirs, top.seq);
-    let answer = if common < standing.floor && common < my_top.seq {
-        Some(Message::BelowFloor { lead, common, floor: standing.floor })
-    } else if common < top.seq {
-        Some(Message::Diverged { lead, common, top })
-    } else {
-        None
+                sender.send(message.encode()).await?;
+                return Ok(());
+            }
+            Answer::MoreHistory => {
+                sender.send(Message::MoreHistory.encode()).await?;
+                let older = timeout(FIRST_MESSAGE, receiver.receive()).await;
+                let Ok(Ok(Some(Ok(Message::History { runs, complete })))) =
+                    older.map(|bytes| bytes.map(|bytes| bytes.as_deref().map(Message::decode)))
+                else {
+                    return Err(no_history(peer));
+                };
+                asked = asked.with_older(runs, complete).ok_or_else(|| no_history(peer))?;
+            }
+        }
     };
-    if let Some(answer) = answer {
-        tracing::warn!(library = %shared.library.id, %peer, %common, %top, "a follower's log is not a prefix of this one");
-        sender.send(answer.encode()).await?;
-        return Ok(());
-    }
-    shared.set_slot(peer, number, Some(top));
+    shared.set_slot(peer, number, Some(served.from));
     let mut listener = JoinSet::new();
     let (tell, heard) = mpsc::channel(ASKED_QUEUE);
-    listener.spawn(listen(Arc::clone(shared), Served { peer, number, lead, runs }, receiver, tell));
-    subscription(shared, lead, standing.floor, common, sender, heard).await
+    let (lead, floor, from) = (served.lead, served.floor, served.from.seq);
+    listener.spawn(listen(Arc::clone(shared), number, served, receiver, tell));
+    subscription(shared, lead, floor, from, sender, heard).await
 }
 
-/// Asks for older runs of the follower's history until one of its terms is known here, or it has no more.
-async fn their_history(
-    peer: DeviceId,
-    sender: &mut dyn MessageSender,
-    receiver: &mut dyn MessageReceiver,
-    mut runs: Vec<Run>,
-    mut complete: bool,
-    mine: &[Run],
-) -> Result<Vec<Run>, Error> {
-    while !complete && !runs.iter().any(|run| mine.iter().any(|m| m.term == run.term)) {
-        sender.send(Message::MoreHistory.encode()).await?;
-        let answer = timeout(FIRST_MESSAGE, receiver.receive()).await;
-        let Ok(Ok(Some(Ok(Message::History { runs: older, complete: all })))) =
-            answer.map(|bytes| bytes.map(|bytes| bytes.as_deref().map(Message::decode)))
-        else {
-            return Err(no_history(peer));
-        };
-        if older.is_empty() && !all {
-            return Err(no_history(peer));
-        }
-        // Only what lies before the runs at hand can tell more. The first of those stays, to say where the older
-        // ones end.
-        let end = runs.first().copied();
-        runs = older;
-        runs.extend(end);
-        if !ascend(&runs) {
-            return Err(no_history(peer));
-        }
-        complete = all;
-    }
-    Ok(runs)
+async fn answer(shared: &Shared, device: DeviceId, asked: Subscription) -> Result<Answer, Error> {
+    let peer = Peer { device, is_configured: shared.is_configured(device) };
+    let precedence = Arc::clone(&shared.library.precedence);
+    shared.library.engine.step(move |driver| serving::subscribe(driver, peer, &precedence, &asked)).await
 }
 
 fn no_history(peer: DeviceId) -> Error {
     let reason = "it did not send the history that it was asked for".into();
     TransportError::Broken { peer, reason }.into()
-}
-
-/// Whether runs are what a log can have: from 1 on, each behind the one before it.
-fn ascend(runs: &[Run]) -> bool {
-    runs.first().is_none_or(|run| run.first > Seq(0)) && runs.is_sorted_by(|a, b| a.first < b.first)
 }
 
 /// What the task that listens tells the one that sends.
@@ -302,36 +228,15 @@ async fn send_top(
     Ok(sender.send(Message::Top { lead, position, clock, answers }.encode()).await?)
 }
 
-/// A follower, and what decides whether it can stand where it says.
-struct Served {
-    peer: DeviceId,
-    /// Of its channel.
-    number: u64,
-    /// The term in which it is served: all that is appended meanwhile is of it.
-    lead: Term,
-    /// The log's history when the subscription began.
-    runs: Vec<Run>,
-}
-
-impl Served {
-    /// Whether a log that is durable up to `top` holds the position.
-    fn holds(&self, top: Seq, position: Position) -> bool {
-        if position.seq == Seq(0) {
-            return position == Position::EMPTY;
-        }
-        let run = self.runs.iter().rev().find(|run| run.first <= position.seq);
-        position.seq <= top && run.is_some_and(|run| run.term == position.term)
-    }
-}
-
 /// Takes what the follower says while entries are sent to it.
 async fn listen(
     shared: Arc<Shared>,
+    number: u64,
     served: Served,
     mut receiver: Box<dyn MessageReceiver>,
     tell: mpsc::Sender<Heard>,
 ) {
-    let Served { peer, number, lead, .. } = served;
+    let Served { peer, lead, .. } = served;
     let pulse = shared.library.engine.pulse();
     let mut noted = None;
     let end = loop {
@@ -351,18 +256,22 @@ async fn listen(
                     break Ok(());
                 }
                 if max_seen > lead
-                    && let Err(error) = adopt(&shared, max_seen).await
+                    && let Err(error) =
+                        shared.library.engine.step(move |driver| serving::adopt(driver, max_seen)).await
                 {
                     break Err(error);
                 }
                 shared.set_slot(peer, number, Some(position));
                 if noted.is_none_or(|at: tokio::time::Instant| at.elapsed() >= NOTE_EVERY) {
                     noted = Some(tokio::time::Instant::now());
-                    note(&shared, peer, position).await;
+                    let note = move |driver: &mut Driver| serving::note(driver, peer, position);
+                    if let Err(error) = shared.library.engine.step(note).await {
+                        tracing::warn!(%peer, %error, "a follower's position was not written down");
+                    }
                 }
             }
             Ok(Message::Push { max_seen, position, batch }) => {
-                let answer = match take_push(&shared, peer, lead, max_seen, position, batch, bytes).await {
+                let answer = match take_push(&shared, peer, lead, (max_seen, position), batch, bytes).await {
                     Ok(answer) => answer,
                     Err(error) => break Err(error),
                 };
@@ -385,13 +294,12 @@ async fn listen(
     let _ = tell.send(Heard::Over(end)).await;
 }
 
-/// Sequences what a follower pushed, and makes it durable before it is answered (rule D).
+/// Unpacks what a follower pushed beside the engine, and has it sequenced.
 async fn take_push(
     shared: &Shared,
     pusher: DeviceId,
     lead: Term,
-    max_seen: Term,
-    position: Position,
+    (max_seen, position): (Term, Position),
     batch: Columns,
     message: Vec<u8>,
 ) -> Result<Message, Error> {
@@ -400,80 +308,9 @@ async fn take_push(
         .await
         .map_err(|e| Error::Stopped { reason: e.to_string() })?
         .map_err(damaged)?;
-    let step = move |driver: &mut Driver| {
-        let mut rest = Some(batch);
-        let mut accepted = Accepted::To(Position::EMPTY);
-        while let (Some(batch), Accepted::To(_)) = (rest.take(), &accepted) {
-            // A part is only put aside: what counts is what becomes of its group.
-            let is_part = batch.is_open();
-            let attempt = match is_part {
-                true => Attempt::ALL,
-                false => driver.transaction(|tx| attempt::begin(tx, pusher, batch.groups.len()))?,
-            };
-            let (now, later) = attempt::split(batch, attempt.groups);
-            rest = later;
-            let taken = driver.enforcing(|tx| {
-                term::adopt(tx, max_seen)?;
-                let accepted = accept::accept(tx, pusher, position, &now, &message, attempt.refuses)?;
-                if !is_part {
-                    attempt::done(tx, pusher)?;
-                }
-                Ok(accepted)
-            });
-            accepted = match taken {
-                Err(error) if attempt::is_the_machines_fault(&error) => {
-                    driver.transaction(|tx| attempt::done(tx, pusher))?;
-                    return Err(error);
-                }
-                taken => taken?,
-            };
-        }
-        driver.tell()?;
-        Ok(accepted)
-    };
-    Ok(match shared.library.engine.step(step).await? {
-        Accepted::To(top) => Message::Pushed { lead, top },
-        Accepted::Gap { origin, expected } => {
-            Message::PushStopped { lead, why: PushStop::Gap { origin, expected } }
-        }
-        Accepted::Unsound(why) => {
-            let reason = format!("what was pushed is not taken: {why}; nothing was changed");
-            tracing::warn!(library = %shared.library.id, reason, "refused");
-            Message::Refused { reason }
-        }
-        Accepted::Diverged => Message::PushStopped { lead, why: PushStop::Diverged },
-        Accepted::Forked { origin, n } => Message::PushStopped { lead, why: PushStop::Forked { origin, n } },
-        Accepted::NotLeader(max_seen) => {
-            let leader = (max_seen > Term::ZERO).then_some(max_seen.leader);
-            Message::NotLeader { max_seen, leader }
-        }
-    })
-}
-
-/// A follower has heard of a higher term: this device does not lead any more (rule T). Its channels end with that.
-async fn adopt(shared: &Shared, max_seen: Term) -> Result<(), Error> {
-    let step = move |driver: &mut Driver| {
-        driver.transaction(|tx| term::adopt(tx, max_seen))?;
-        driver.publish()
-    };
-    shared.library.engine.step(step).await
+    let push = Push { max_seen, position, batch, message };
+    shared.library.engine.step(move |driver| serving::take_push(driver, pusher, lead, push)).await
 }
 
 /// How often a follower's position is written down, beside being kept in memory.
 const NOTE_EVERY: Duration = Duration::from_secs(60);
-
-async fn note(shared: &Shared, peer: DeviceId, position: Position) {
-    let noted = shared.library.engine.step(move |driver| {
-        driver.transaction(|tx| {
-            // A position that is not in this log would mislead whoever reads it.
-            if !term::holds(tx.conn, position)? || store::replica(tx.conn)?.is_none() {
-                return Ok(());
-            }
-            let now = tx.world.now();
-            term::note_position(tx, peer, position, now)
-        })
-    });
-    if let Err(error) = noted.await {
-        tracing::warn!(%peer, %error, "a follower's position was not written down");
-    }
-}

@@ -1,0 +1,326 @@
+//! Following: what a device makes of what its leader sends, and what it sends itself (rules P, S, A and T). The loops that
+//! carry the messages are in `node/follow.rs`; what a message comes to is decided here, by steps.
+
+use tokio::sync::broadcast;
+
+use crate::{
+    apply::{self, Applied, Arrived, Rows, Touched, is_constraint},
+    engine::Driver,
+    entry::{EntryKind, Run},
+    error::Error,
+    id::{DeviceId, Position, Term},
+    log,
+    pending::{self, PushedUpTo},
+    status::{AppliedChange, ChangeKind},
+    store, term,
+    wire::{HISTORY_MAX, Message, PushStop, Unreadable},
+};
+
+/// How following somebody ends.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The other side does not lead; it may know who does.
+    NotLeader(Option<DeviceId>),
+    /// The channel broke or could not be opened, or the other side does not keep to the protocol.
+    Lost(String),
+    /// Waiting does not help.
+    Stopped(String),
+}
+
+/// What a message came to.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// Nothing is left to do.
+    Nothing,
+    /// This is to be sent.
+    Reply(Message),
+    /// The leader's top, which answers the questions up to this number.
+    Top { position: Position, answers: u64 },
+    /// Entries are in the log and the tables, which reach to here.
+    Applied(Position),
+    /// A part of a large group is put aside.
+    Staged,
+    /// The entries met a constraint as they came: the same is to be done once more, where it need not be quick.
+    Again,
+    /// It is over.
+    End(End),
+}
+
+/// A device that is followed, on one channel.
+#[derive(Clone, Debug)]
+pub(crate) struct Following {
+    pub(crate) peer: DeviceId,
+    /// Its term, once that was found to be no lower than any that this device has seen.
+    pub(crate) lead: Option<Term>,
+    /// What is pending and was pushed on this channel.
+    pushed: PushedUpTo,
+    /// Pushes that are not answered yet.
+    pub(crate) pushes: usize,
+}
+
+/// What begins a subscription.
+pub(crate) struct Begun {
+    pub(crate) subscribe: Message,
+    /// Runs of the log that were not told of, ascending.
+    pub(crate) older: Vec<Run>,
+    pub(crate) top: Position,
+}
+
+/// Where this device stands, durably (rule D).
+pub(crate) fn subscribe(driver: &mut Driver) -> Result<Begun, Error> {
+    driver.store.sync()?;
+    let conn = driver.store.connection();
+    let replica = store::replica(conn)?.ok_or(Error::NoLibrary)?;
+    // Parts that were put aside are sent again from the top: a new leader may have cut them otherwise.
+    let mut older = log::runs(conn)?;
+    let (history, complete) = newest(&mut older);
+    let top = replica.top;
+    let subscribe = Message::Subscribe { max_seen: replica.max_seen, top, history, complete };
+    Ok(Begun { subscribe, older, top })
+}
+
+/// The answer to `MoreHistory`: the newest of the runs that were not told of, which it takes off.
+pub(crate) fn more_history(older: &mut Vec<Run>) -> Message {
+    let (runs, complete) = newest(older);
+    Message::History { runs, complete }
+}
+
+/// The newest runs that one message holds, taken off the end, and whether that is all.
+fn newest(runs: &mut Vec<Run>) -> (Vec<Run>, bool) {
+    let newest = runs.split_off(runs.len().saturating_sub(HISTORY_MAX));
+    (newest, runs.is_empty())
+}
+
+/// A message from the leader, with what could be done about it beside the step.
+pub(crate) enum Unpacked {
+    Entries(Box<Received>),
+    Other(Message),
+}
+
+/// Entries as they came, to be applied.
+pub(crate) struct Received {
+    lead: Term,
+    pub(crate) top: Position,
+    pub(crate) arrived: Arrived,
+    message: Vec<u8>,
+    rows: Rows,
+    changes: broadcast::Sender<AppliedChange>,
+}
+
+impl Unpacked {
+    /// Reads a message; `changes` is told of what its entries change.
+    pub(crate) fn of(
+        message: Vec<u8>,
+        changes: &broadcast::Sender<AppliedChange>,
+    ) -> Result<Self, Unreadable> {
+        Ok(match Message::decode(&message)? {
+            Message::Entries { lead, top, batch, .. } => {
+                let arrived = Arrived::of(batch.into_batch()?);
+                let (rows, changes) = (Rows::AsTheyCome, changes.clone());
+                Self::Entries(Box::new(Received { lead, top, arrived, message, rows, changes }))
+            }
+            other => Self::Other(other),
+        })
+    }
+}
+
+impl Received {
+    /// Whether they are applied in a moment.
+    pub(crate) fn is_small(&self) -> bool {
+        self.rows == Rows::AsTheyCome && self.arrived.is_small(&self.message)
+    }
+
+    fn apply(&mut self, driver: &mut Driver) -> Result<Applied, Error> {
+        let mut touched = Touched::new();
+        let watched = self.changes.receiver_count() > 0;
+        let Self { lead, arrived, message, rows, .. } = self;
+        let applied = driver.transaction(|tx| {
+            apply::apply(tx, *lead, arrived, message, *rows, watched.then_some(&mut touched))
+        })?;
+        for (shape, record, kind) in touched {
+            let kind = match kind {
+                EntryKind::Upsert => ChangeKind::Upsert,
+                EntryKind::Delete => ChangeKind::Delete,
+                _ => continue,
+            };
+            // Nobody listens any more: fine.
+            let _ = self.changes.send(AppliedChange { model: shape.model.clone(), record, kind });
+        }
+        if let Applied::To(_) = applied {
+            driver.tell()?;
+        }
+        Ok(applied)
+    }
+}
+
+impl Following {
+    pub(crate) fn of(peer: DeviceId) -> Self {
+        Self { peer, lead: None, pushed: PushedUpTo::NOTHING, pushes: 0 }
+    }
+
+    /// Why nothing is used of a message that names another leader than the device it came from; `None` if it is its
+    /// own (rule P: who leads a term says so itself).
+    fn foreign(&self, lead: Term) -> Option<Heard> {
+        (lead.leader != self.peer).then(|| {
+            tracing::warn!(peer = %self.peer, %lead, "a device sent what only another may");
+            Heard::End(End::Lost(format!(
+                "device {} does not keep to the protocol: it speaks for a term that device {} leads; nothing of it \
+                 was used",
+                self.peer, lead.leader
+            )))
+        })
+    }
+
+    /// Takes entries.
+    pub(crate) fn take_entries(
+        &mut self,
+        driver: &mut Driver,
+        received: &mut Received,
+    ) -> Result<Heard, Error> {
+        if let Some(foreign) = self.foreign(received.lead) {
+            return Ok(foreign);
+        }
+        let applied = match received.apply(driver) {
+            Err(error) if is_constraint(&error) && received.rows == Rows::AsTheyCome => {
+                received.rows = Rows::StepOutFirst;
+                return Ok(Heard::Again);
+            }
+            applied => applied?,
+        };
+        let peer = self.peer;
+        Ok(match applied {
+            Applied::To(position) => {
+                self.lead = Some(received.lead);
+                Heard::Applied(position)
+            }
+            Applied::Staged(_) => {
+                // The term was looked at: what is pending goes while the rest of a large group comes.
+                self.lead = Some(received.lead);
+                Heard::Staged
+            }
+            Applied::OutOfOrder(position) => Heard::End(End::Lost(format!(
+                "what device {peer} sent does not follow on {position}; subscribing again"
+            ))),
+            Applied::Unsound(what) => Heard::End(End::Lost(format!(
+                "device {peer} does not keep to the protocol: {what}; nothing of it was used"
+            ))),
+            Applied::Stale(seen) => Heard::End(End::NotLeader(Some(seen.leader))),
+            Applied::Differs(seq) => Heard::End(End::Stopped(format!(
+                "entry {seq} here differs from device {peer}'s; nothing was changed. One of the two databases was \
+                 changed from outside or restored: keep a copy and let this device join anew"
+            ))),
+        })
+    }
+
+    /// What a message comes to for which nothing has to be looked up; `None` where it takes a step ([`Following::take`]).
+    /// `older` are the runs that were not told of.
+    pub(crate) fn take_at_once(&mut self, message: &Message, older: &mut Vec<Run>) -> Option<Heard> {
+        match message {
+            Message::Top { lead, position, answers, .. } if self.lead == Some(*lead) => {
+                Some(Heard::Top { position: *position, answers: *answers })
+            }
+            Message::Pushed { lead, .. } if self.lead == Some(*lead) && self.pushes > 0 => {
+                self.pushes -= 1;
+                Some(Heard::Nothing)
+            }
+            Message::MoreHistory => Some(Heard::Reply(more_history(older))),
+            Message::NotLeader { leader, .. } => Some(Heard::End(End::NotLeader(*leader))),
+            Message::Refused { reason } => {
+                tracing::warn!(peer = %self.peer, reason, "refused");
+                Some(Heard::End(End::Lost(format!("device {} refused: {reason}", self.peer))))
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes any other message.
+    pub(crate) fn take(&mut self, driver: &mut Driver, message: Message) -> Result<Heard, Error> {
+        let peer = self.peer;
+        if let Message::Top { lead, .. }
+        | Message::Pushed { lead, .. }
+        | Message::PushStopped { lead, .. }
+        | Message::Diverged { lead, .. }
+        | Message::BelowFloor { lead, .. } = &message
+            && let Some(foreign) = self.foreign(*lead)
+        {
+            return Ok(foreign);
+        }
+        match message {
+            Message::Top { lead, position, answers, .. } => {
+                Ok(self.adopt(driver, lead)?.unwrap_or(Heard::Top { position, answers }))
+            }
+            Message::Pushed { lead, .. } if self.pushes > 0 => {
+                self.pushes -= 1;
+                Ok(self.adopt(driver, lead)?.unwrap_or(Heard::Nothing))
+            }
+            Message::PushStopped { why, .. } => Ok(Heard::End(self.push_stopped(driver, why)?)),
+            Message::Diverged { common, top, .. } => Ok(Heard::End(End::Stopped(format!(
+                "the log here, up to {top}, parts from device {peer}'s after entry {common}; nothing was changed. \
+                 This device wrote or followed another history: keep a copy of its database and let it join anew"
+            )))),
+            Message::BelowFloor { common, floor, .. } => Ok(Heard::End(End::Stopped(format!(
+                "device {peer} has compacted its log up to {floor}, and this device has it only up to {common}; \
+                 nothing was changed. Let this device join anew"
+            )))),
+            other => {
+                tracing::warn!(%peer, ?other, "a leader sent what only a follower may");
+                Ok(Heard::End(End::Lost(format!("device {peer} does not keep to the protocol"))))
+            }
+        }
+    }
+
+    /// Adopts the leader's term; `None` if this device may follow it.
+    fn adopt(&mut self, driver: &mut Driver, lead: Term) -> Result<Option<Heard>, Error> {
+        let seen = driver.transaction(|tx| {
+            term::adopt(tx, lead)?;
+            Ok(tx.replica()?.max_seen)
+        })?;
+        if seen > lead {
+            return Ok(Some(Heard::End(End::NotLeader(Some(seen.leader)))));
+        }
+        self.lead = Some(lead);
+        Ok(None)
+    }
+
+    /// The next push: what is pending behind what was pushed on this channel; `None` where there is nothing.
+    pub(crate) fn next_push(&mut self, driver: &mut Driver) -> Result<Option<Message>, Error> {
+        let Some(max_seen) = self.lead else { return Ok(None) };
+        // What is told of is durable first (rule D).
+        driver.store.sync()?;
+        let conn = driver.store.connection();
+        let Some(push) = pending::read(conn, driver.store.models(), &self.pushed)? else { return Ok(None) };
+        let position = store::top(conn)?;
+        self.pushed = PushedUpTo::after(&push);
+        self.pushes += 1;
+        Ok(Some(Message::push(max_seen, position, &push.batch)))
+    }
+
+    /// Whether all that is pending up to this id was pushed.
+    pub(crate) fn has_pushed(&self, last: i64) -> bool {
+        self.pushed.id >= last
+    }
+
+    fn push_stopped(&self, driver: &mut Driver, why: PushStop) -> Result<End, Error> {
+        let peer = self.peer;
+        Ok(match why {
+            // The next session begins with what is pending then.
+            PushStop::Gap { origin, expected } => End::Lost(format!(
+                "device {peer} lacks change {expected} of origin {origin}, which is not pending here; pulling first"
+            )),
+            PushStop::Diverged => {
+                End::Lost(format!("device {peer} does not know the log here; subscribing again"))
+            }
+            PushStop::Forked { origin, n } => {
+                let renamed = driver.transaction(|tx| pending::rename(tx, origin, n))?;
+                driver.publish()?;
+                let text = format!(
+                    "device {peer}'s log holds another change {n} of origin {origin} than the one that is pending here: \
+                     this database was restored or copied. {renamed} pending changes go by other names from now on; \
+                     nothing is lost"
+                );
+                tracing::warn!("{text}");
+                End::Lost(text)
+            }
+        })
+    }
+}

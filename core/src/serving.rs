@@ -1,0 +1,251 @@
+//! Serving: what a device answers to those who follow it, or would like to (rules P, S and T). The loops that carry the
+//! messages are in `node/serve.rs`; what a message comes to is decided here, each time by one step.
+
+use std::collections::BTreeMap;
+
+use rusqlite::Connection;
+
+use crate::{
+    accept::{self, Accepted},
+    attempt::{self, Attempt},
+    engine::Driver,
+    entry::{Batch, Run, common_prefix},
+    error::Error,
+    id::{DeviceId, Position, Seq, Term},
+    log::{self, LogReader},
+    store::{self, Model},
+    term,
+    wire::{Message, PushStop},
+};
+
+/// Who asks to be served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    pub(crate) device: DeviceId,
+    /// Whether it is a peer that was configured for the library.
+    pub(crate) is_configured: bool,
+}
+
+/// A subscription, as far as the follower has told of its log.
+#[derive(Clone, Debug)]
+pub(crate) struct Subscription {
+    max_seen: Term,
+    top: Position,
+    /// The runs that matter, ascending.
+    runs: Vec<Run>,
+    /// They reach back to seq 1.
+    complete: bool,
+}
+
+/// Why nothing is made of what a follower tells of its log.
+pub(crate) const NO_HISTORY: &str = "its history is none that a log can have";
+
+impl Subscription {
+    /// What `Subscribe` says; `None` where no log can be like that.
+    pub(crate) fn of(max_seen: Term, top: Position, runs: Vec<Run>, complete: bool) -> Option<Self> {
+        let sound = ascend(&runs) && !(complete && runs.is_empty() != (top.seq == Seq(0)));
+        sound.then_some(Self { max_seen, top, runs, complete })
+    }
+
+    /// Takes in the runs before those at hand, which were asked for; `None` where no log can be like that.
+    pub(crate) fn with_older(self, older: Vec<Run>, complete: bool) -> Option<Self> {
+        if older.is_empty() && !complete {
+            return None;
+        }
+        // Only what lies before the runs at hand can tell more. The first of those stays, to say where the older ones
+        // end.
+        let mut runs = older;
+        runs.extend(self.runs.first().copied());
+        ascend(&runs).then_some(Self { runs, complete, ..self })
+    }
+
+    /// Whether one of its runs is of a term in this log, or there are no more to come.
+    fn is_enough_for(&self, mine: &[Run]) -> bool {
+        self.complete || self.runs.iter().any(|run| mine.iter().any(|m| m.term == run.term))
+    }
+}
+
+/// Whether runs are what a log can have: from 1 on, each behind the one before it.
+fn ascend(runs: &[Run]) -> bool {
+    runs.first().is_none_or(|run| run.first > Seq(0)) && runs.is_sorted_by(|a, b| a.first < b.first)
+}
+
+/// How a subscription is answered.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// By entries, from here on.
+    Serve(Served),
+    /// By this message, after which the channel ends.
+    With(Message),
+    /// Older runs of the follower's history are needed first: `MoreHistory`.
+    MoreHistory,
+}
+
+/// A follower that is served.
+#[derive(Clone, Debug)]
+pub(crate) struct Served {
+    pub(crate) peer: DeviceId,
+    /// The term in which it is: all that is appended meanwhile is of it.
+    pub(crate) lead: Term,
+    pub(crate) floor: Seq,
+    /// The log has this, and so has the follower: its slot.
+    pub(crate) from: Position,
+    /// The log's history when it began.
+    runs: Vec<Run>,
+}
+
+impl Served {
+    /// Whether a log that is durable up to `top` holds the position.
+    pub(crate) fn holds(&self, top: Seq, position: Position) -> bool {
+        if position.seq == Seq(0) {
+            return position == Position::EMPTY;
+        }
+        let run = self.runs.iter().rev().find(|run| run.first <= position.seq);
+        position.seq <= top && run.is_some_and(|run| run.term == position.term)
+    }
+}
+
+/// Answers a subscription.
+pub(crate) fn subscribe(
+    driver: &mut Driver,
+    peer: Peer,
+    precedence: &BTreeMap<DeviceId, u8>,
+    asked: &Subscription,
+) -> Result<Answer, Error> {
+    let standing = driver.transaction(|tx| {
+        // Membership first: nobody unknown moves a term here.
+        if peer.is_configured {
+            term::admit(tx, &[peer.device], precedence)?;
+        }
+        if !term::is_member(tx.conn, peer.device)? {
+            return Ok(None);
+        }
+        term::adopt(tx, asked.max_seen)?;
+        tx.replica().map(Some)
+    })?;
+    driver.publish()?;
+    let Some(replica) = standing else {
+        let library = store::replica(driver.store.connection())?.ok_or(Error::NoLibrary)?.library;
+        let reason = format!(
+            "device {} is not a member of library {library}; nothing was changed. Add it as a peer at the leader first",
+            peer.device
+        );
+        return Ok(Answer::With(Message::Refused { reason }));
+    };
+    if !replica.is_leader() {
+        return Ok(Answer::With(not_leader(replica.max_seen)));
+    }
+    let (lead, floor, my_top) = (replica.max_seen, replica.floor, replica.top);
+    let mine = log::runs(driver.store.connection())?;
+    if !asked.is_enough_for(&mine) {
+        return Ok(Answer::MoreHistory);
+    }
+    let top = asked.top;
+    let common = common_prefix(&mine, my_top.seq, &asked.runs, top.seq);
+    Ok(if common < floor && common < my_top.seq {
+        Answer::With(Message::BelowFloor { lead, common, floor })
+    } else if common < top.seq {
+        Answer::With(Message::Diverged { lead, common, top })
+    } else {
+        Answer::Serve(Served { peer: peer.device, lead, floor, from: top, runs: mine })
+    })
+}
+
+/// Says who leads, as far as this device knows.
+pub(crate) fn not_leader(max_seen: Term) -> Message {
+    let leader = (max_seen > Term::ZERO).then_some(max_seen.leader);
+    Message::NotLeader { max_seen, leader }
+}
+
+/// The next message of entries for a follower that has everything up to `after`, and where it then stands.
+pub(crate) fn entries(
+    conn: &Connection,
+    models: &[Model],
+    served: (Term, Seq),
+    after: Seq,
+    until: Position,
+) -> Result<(Message, Seq), Error> {
+    let batch = LogReader::new(models).read(conn, after, until.seq)?;
+    let (lead, floor) = served;
+    Ok((Message::entries(lead, floor, until, &batch), batch.last()))
+}
+
+/// What a follower pushed.
+#[derive(Debug)]
+pub(crate) struct Push {
+    pub(crate) max_seen: Term,
+    pub(crate) position: Position,
+    pub(crate) batch: Batch,
+    /// What it came as, for putting a part aside.
+    pub(crate) message: Vec<u8>,
+}
+
+/// Sequences what a follower pushed, makes it durable (rule D), and says what to answer.
+pub(crate) fn take_push(
+    driver: &mut Driver,
+    pusher: DeviceId,
+    lead: Term,
+    push: Push,
+) -> Result<Message, Error> {
+    let Push { max_seen, position, batch, message } = push;
+    let mut rest = Some(batch);
+    let mut accepted = Accepted::To(Position::EMPTY);
+    while let (Some(batch), Accepted::To(_)) = (rest.take(), &accepted) {
+        // A part is only put aside: what counts is what becomes of its group.
+        let is_part = batch.is_open();
+        let attempt = match is_part {
+            true => Attempt::ALL,
+            false => driver.transaction(|tx| attempt::begin(tx, pusher, batch.groups.len()))?,
+        };
+        let (now, later) = attempt::split(batch, attempt.groups);
+        rest = later;
+        let taken = driver.enforcing(|tx| {
+            term::adopt(tx, max_seen)?;
+            let accepted = accept::accept(tx, pusher, position, &now, &message, attempt.refuses)?;
+            if !is_part {
+                attempt::done(tx, pusher)?;
+            }
+            Ok(accepted)
+        });
+        accepted = match taken {
+            Err(error) if attempt::is_the_machines_fault(&error) => {
+                driver.transaction(|tx| attempt::done(tx, pusher))?;
+                return Err(error);
+            }
+            taken => taken?,
+        };
+    }
+    driver.tell()?;
+    Ok(match accepted {
+        Accepted::To(top) => Message::Pushed { lead, top },
+        Accepted::Gap { origin, expected } => {
+            Message::PushStopped { lead, why: PushStop::Gap { origin, expected } }
+        }
+        Accepted::Unsound(why) => {
+            let reason = format!("what was pushed is not taken: {why}; nothing was changed");
+            tracing::warn!(%pusher, reason, "refused");
+            Message::Refused { reason }
+        }
+        Accepted::Diverged => Message::PushStopped { lead, why: PushStop::Diverged },
+        Accepted::Forked { origin, n } => Message::PushStopped { lead, why: PushStop::Forked { origin, n } },
+        Accepted::NotLeader(max_seen) => not_leader(max_seen),
+    })
+}
+
+/// A peer has told of a higher term: this device does not lead any more (rule T). Its channels end with that.
+pub(crate) fn adopt(driver: &mut Driver, max_seen: Term) -> Result<(), Error> {
+    driver.transaction(|tx| term::adopt(tx, max_seen))?;
+    driver.publish()
+}
+
+/// Writes down what a follower confirmed, for people.
+pub(crate) fn note(driver: &mut Driver, peer: DeviceId, position: Position) -> Result<(), Error> {
+    driver.transaction(|tx| {
+        // A position that is not in this log would mislead whoever reads it.
+        if !term::holds(tx.conn, position)? || store::replica(tx.conn)?.is_none() {
+            return Ok(());
+        }
+        let now = tx.world.now();
+        term::note_position(tx, peer, position, now)
+    })
+}
