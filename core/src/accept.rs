@@ -12,17 +12,17 @@ use std::collections::HashMap;
 use rusqlite::ErrorCode;
 
 use crate::{
-    apply::{Writer, is_constraint},
+    apply::{Writer, Writers, is_constraint},
     attempt, below,
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Outcome},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
-    layout::Layouts,
     log::{self, Appender, ROW_MAX},
     park::{self, Identity},
     pushed::{Arrival, Pushed},
     resolve::{Dropped, Effect, Loser},
-    seal, standing,
+    seal,
+    standing::Lookup,
     store::{Mode, Replica, Tx, origin_row},
     term,
     tree::{self, Moves},
@@ -80,8 +80,6 @@ pub(crate) fn accept(
     if !term::holds(tx.conn, position)? {
         return Ok(Accepted::Diverged);
     }
-    // What the database cascades from here on is part of what was pushed.
-    tx.set_mode(Mode::Derived)?;
     tx.conn.execute_batch("PRAGMA defer_foreign_keys = ON")?;
     let mut stopped = None;
     for group in &batch.groups {
@@ -236,6 +234,8 @@ struct Pass {
     marks: Vec<(OriginSeq, String)>,
     /// What came below another row of a tree.
     moves: Moves,
+    /// How writes are captured now.
+    mode: Option<Mode>,
 }
 
 /// What is asked of a change once the whole group is there.
@@ -253,7 +253,7 @@ impl Pass {
     fn run(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, refused: &Fallen) -> Result<Self, Error> {
         let Replica { max_seen: term, top, clock, .. } = tx.replica()?;
         let mut pass = Self { before: top.seq, ..Self::default() };
-        let mut layouts = Layouts::new(tx.models);
+        let (mut lookup, mut writers) = (Lookup::new(tx), Writers::default());
         let (mut seq, mut clock) = (top.seq, clock);
         let now = tx.world.now();
         // The group's row stands before its entries do: what one of them wrote is looked up by it for the next.
@@ -270,13 +270,13 @@ impl Pass {
                 Some(fate) => Some(fate.outcome()),
                 // Where its author's database cascaded.
                 None if fell && change.decides.is_none() => Some(Outcome::nothing()),
-                None => standing::outcome(tx, &mut layouts, group, n, &change)?.map(or_too_large),
+                None => lookup.outcome(tx, group, n, &change)?.map(or_too_large),
             };
             change.outcome = outcome.map(Box::new);
             if let Some(mark) = &change.mark {
                 pass.marks.push((n, mark.clone()));
             }
-            let derived = pass.write(tx, n, &mut change)?;
+            let derived = pass.write(tx, &mut writers, n, &mut change)?;
             match (change.kind, change.effect()) {
                 (EntryKind::Delete, EntryKind::Noop) => pass.stays.push(change.clone()),
                 (EntryKind::Delete, _) => pass.gone.push((n, change.clone())),
@@ -305,40 +305,52 @@ impl Pass {
     }
 
     /// Writes what the change comes to; what the database does not take is refused. What it cascaded.
-    fn write(&mut self, tx: &Tx<'_>, n: OriginSeq, change: &mut Change) -> Result<Vec<Change>, Error> {
+    fn write<'c>(
+        &mut self,
+        tx: &Tx<'c>,
+        writers: &mut Writers<'c>,
+        n: OriginSeq,
+        change: &mut Change,
+    ) -> Result<Vec<Change>, Error> {
         if change.effect() == EntryKind::Noop {
             return Ok(Vec::new());
         }
         let model = tx.models.iter().position(|m| m.descriptor.id == change.shape.model);
-        let (Some(model), Some(mut writer)) = (model, Writer::new(tx, &change.shape)?) else {
+        let (Some(model), Some(writer)) = (model, writers.of(tx, &change.shape)?) else {
             return Ok(Vec::new());
         };
         let parent = tree::parent(tx, change)?;
-        tx.conn.prepare_cached("SAVEPOINT written")?.execute([])?;
-        let written = writer.replace(change);
-        match written {
-            Ok(()) => tx.conn.prepare_cached("RELEASE written")?.execute([])?,
+        // What else the database does along with it is part of what was pushed.
+        let more_follows = tx.foreign_triggers || tx.models[model].references.cascade();
+        self.capture(tx, if more_follows { Mode::Derived } else { Mode::Off })?;
+        let mut derived = Vec::new();
+        match if more_follows { replace_whole(tx, writer, change) } else { writer.replace(change) } {
+            Ok(()) if more_follows => derived = seal::derived(tx, &change.shape.model, &change.record)?,
+            Ok(()) => {}
             Err(error) if is_the_rows_fault(&error) => {
-                tx.conn.execute_batch("ROLLBACK TO written; RELEASE written")?;
                 let reason = not_taken(&error);
                 self.refused.insert(n, Fate::Refused(reason.clone()));
                 change.outcome = Some(Box::new(Outcome::refused(reason)));
                 return Ok(Vec::new());
             }
             Err(error) => return Err(error),
-        };
-        let derived: Vec<Change> = seal::derived(tx, &change.shape.model, &change.record)?
-            .into_iter()
-            .map(|derived| Change {
-                stamp: change.stamp,
-                rank: change.rank,
-                actor: change.actor.clone(),
-                ..derived
-            })
-            .collect();
+        }
+        for derived in &mut derived {
+            (derived.stamp, derived.rank) = (change.stamp, change.rank);
+            derived.actor.clone_from(&change.actor);
+        }
         self.moves.note(tx, n, change, parent.as_ref(), &derived)?;
         self.wrote.push(Wrote::of(tx, n, model, change));
         Ok(derived)
+    }
+
+    /// Sees to it that what is written from here on is captured like this.
+    fn capture(&mut self, tx: &Tx<'_>, mode: Mode) -> Result<(), Error> {
+        if self.mode != Some(mode) {
+            tx.set_mode(mode)?;
+            self.mode = Some(mode);
+        }
+        Ok(())
     }
 
     /// What this way through has shown that must come to something else in the next: rows that refer to nothing, rows
@@ -382,6 +394,17 @@ impl Pass {
         }
         Ok(found)
     }
+}
+
+/// Writes the change's row, or nothing: a trigger of the application may end a statement and leave what it did so far.
+fn replace_whole(tx: &Tx<'_>, writer: &mut Writer<'_>, change: &Change) -> Result<(), Error> {
+    tx.conn.prepare_cached("SAVEPOINT written")?.execute([])?;
+    let written = writer.replace(change);
+    if written.is_err() {
+        tx.conn.prepare_cached("ROLLBACK TO written")?.execute([])?;
+    }
+    tx.conn.prepare_cached("RELEASE written")?.execute([])?;
+    written
 }
 
 /// What two changes of a record come to together must be sent like any other row.

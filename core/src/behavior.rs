@@ -330,8 +330,9 @@ struct Recording {
 }
 
 /// One plan per entity, for the life of the process; bounded by the number of models.
-static PLANS: Lazy<RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>, foldhash::fast::RandomState>>> =
-    Lazy::new(RwLock::default);
+static PLANS: Lazy<RwLock<Plans>> = Lazy::new(RwLock::default);
+
+type Plans = HashMap<TypeId, Arc<dyn Any + Send + Sync>, foldhash::fast::RandomState>;
 
 impl<C: ColumnTrait> Plan<C> {
     fn of<M>() -> Arc<Self>

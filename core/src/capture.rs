@@ -17,6 +17,7 @@ use crate::{
     entry::Shape,
     error::Error,
     model::{ModelDescriptor, Recorder},
+    value,
 };
 
 /// Prefix of all that tidelog creates in an application's database.
@@ -29,7 +30,15 @@ pub(crate) fn quote(name: &str) -> String {
 
 /// A list as JSON, the form in which the sync tables keep names.
 pub(crate) fn json_names<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> String {
-    serde_json::Value::from_iter(names.into_iter().map(|n| n.as_ref().to_owned())).to_string()
+    let mut text = String::from("[");
+    for (i, name) in names.into_iter().enumerate() {
+        if i > 0 {
+            text.push(',');
+        }
+        value::write_json_string(name.as_ref(), &mut text);
+    }
+    text.push(']');
+    text
 }
 
 /// Reads [`json_names`] back.

@@ -296,7 +296,8 @@ fn said(
     said.map(|said| said_as(conn, layouts, said)).transpose()
 }
 
-fn said_as(
+/// What an entry or a pending change says of its record: kind, layout and row.
+pub(crate) fn said_as(
     conn: &Connection,
     layouts: &mut Layouts<'_>,
     (kind, layout, data): (i64, i64, String),

@@ -244,7 +244,11 @@ pub(crate) fn other_tag(
 }
 
 /// Whose change an entry is.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Sealed {
+    /// The first and the last entry of its group, of which all this holds.
+    pub(crate) first: Seq,
+    pub(crate) last: Seq,
     pub(crate) origin: Origin,
     pub(crate) device: DeviceId,
     /// Precedence of the device's role, as the log says it now.
@@ -256,18 +260,23 @@ pub(crate) struct Sealed {
 
 /// Whose change the entry at `seq` is; `None` for one that is in no group.
 pub(crate) fn sealed(conn: &Connection, seq: Seq) -> Result<Option<Sealed>, Error> {
-    let row: Option<(String, String, u8, u64, i64)> = conn
+    let row: Option<(String, String, u8, u64, i64, u64, u64)> = conn
         .prepare_cached(
             "SELECT o.origin, o.device,
-                coalesce((SELECT d.role FROM sync_device d WHERE d.device = o.device), 0), g.last_n, g.tag
+                coalesce((SELECT d.role FROM sync_device d WHERE d.device = o.device), 0), g.last_n, g.tag, g.first, g.last
              FROM sync_group g JOIN sync_origin o ON o.id = g.origin
              WHERE g.first <= ?1 ORDER BY g.first DESC LIMIT 1",
         )?
-        .query_row([seq.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))
+        .query_row([seq.0], |row| {
+            let (last_n, tag, first) = (row.get(3)?, row.get(4)?, row.get(5)?);
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, last_n, tag, first, row.get(6)?))
+        })
         .optional()?;
-    let Some((origin, device, role, last_n, tag)) = row else { return Ok(None) };
+    let Some((origin, device, role, last_n, tag, first, last)) = row else { return Ok(None) };
     let damaged = |what: &str, text: &str| Error::Damaged(format!("`{text}` is no {what}"));
     Ok(Some(Sealed {
+        first: Seq(first),
+        last: Seq(last),
         origin: Origin(origin.parse().map_err(|_| damaged("origin", &origin))?),
         device: DeviceId::parse(&device).ok_or_else(|| damaged("device id", &device))?,
         role,
@@ -460,15 +469,15 @@ impl<'m> LogReader<'m> {
 
 /// Indices of changed fields, kept as names.
 pub(crate) fn changed_fields(shape: &Shape, json: &[u8]) -> Result<Vec<u16>, Error> {
-    let names = names_from_json(&String::from_utf8_lossy(json))?;
-    let position =
-        |name: &String| shape.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());
-    names
-        .iter()
-        .map(|name| {
-            position(name).ok_or_else(|| Error::Damaged(format!("changed field `{name}` is not in its row")))
-        })
-        .collect()
+    let index = |name: &str| -> Result<u16, Error> {
+        let at = shape.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());
+        at.ok_or_else(|| Error::Damaged(format!("changed field `{name}` is not in its row")))
+    };
+    // Names seldom need an escape, and then read as they stand.
+    if let Ok(names) = serde_json::from_slice::<Vec<&str>>(json) {
+        return names.into_iter().map(index).collect();
+    }
+    names_from_json(&String::from_utf8_lossy(json))?.iter().map(|name| index(name)).collect()
 }
 
 /// At least the bytes that an entry takes in a message before it is packed. Counted here with room, so that a batch of

@@ -2,10 +2,11 @@
 //! and beside it, in `change`, an object that a person can read holds what its author wrote, what that replaced, and
 //! what of it did not stand.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
+    capture::json_names,
     entry::{Change, EntryKind, Outcome, Shape},
     error::Error,
     resolve::{Dropped, Effect, Loser},
@@ -13,24 +14,24 @@ use crate::{
 };
 
 /// The object in `sync_entry.change`.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Authored {
     kind: Kind,
     /// Names of the fields that its author changed; absent for all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     fields: Option<Vec<String>>,
     /// Its author's whole row, in the order of the layout.
     row: Box<RawValue>,
     /// What the changed fields held before, where it is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     old: Option<Box<RawValue>>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     dropped: Vec<Lost>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     refused: Option<String>,
 }
 
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
     Upsert,
@@ -39,17 +40,17 @@ enum Kind {
     None,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Lost {
     /// Absent where it is about the record being there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     field: Option<String>,
     loser: Side,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     open: bool,
 }
 
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Side {
     Local,
@@ -61,33 +62,49 @@ enum Side {
 pub(crate) fn to_json(change: &Change) -> Option<String> {
     let outcome = change.outcome.as_ref()?;
     let shape = &change.shape;
-    let name = |f: &u16| shape.fields.get(usize::from(*f)).cloned();
-    let mut row = String::new();
-    shape.write_row(change.kind, &change.row, &mut row);
-    let old = change.old_values().map(|old| {
-        let mut text = String::new();
-        let fields = change.fields.iter().flatten();
-        let is_uuid = |f: &u16| shape.uuids.get(usize::from(*f)).copied().unwrap_or(false);
-        value::write_array(old.zip(fields.map(is_uuid)), &mut text);
-        text
-    });
-    let authored = Authored {
-        kind: match change.kind {
-            EntryKind::Delete => Kind::Delete,
-            EntryKind::Upsert => Kind::Upsert,
-            _ => Kind::None,
-        },
-        fields: change.fields.as_ref().map(|fields| fields.iter().filter_map(name).collect()),
-        row: RawValue::from_string(row).ok()?,
-        old: old.and_then(|old| RawValue::from_string(old).ok()),
-        dropped: outcome
-            .dropped
-            .iter()
-            .map(|d| Lost { field: d.field.as_ref().and_then(name), loser: d.loser.into(), open: d.open })
-            .collect(),
-        refused: outcome.refused.clone(),
+    let name = |f: &u16| shape.fields.get(usize::from(*f));
+    let kind = match change.kind {
+        EntryKind::Delete => "delete",
+        EntryKind::Upsert => "upsert",
+        _ => "none",
     };
-    serde_json::to_string(&authored).ok()
+    // By hand: a reader takes it apart as [`Authored`].
+    let mut text = format!(r#"{{"kind":"{kind}""#);
+    if let Some(fields) = &change.fields {
+        text.push_str(r#","fields":"#);
+        text.push_str(&json_names(fields.iter().filter_map(name)));
+    }
+    text.push_str(r#","row":"#);
+    shape.write_row(change.kind, &change.row, &mut text);
+    if let Some(old) = change.old_values() {
+        let is_uuid = |f: &u16| shape.uuids.get(usize::from(*f)).copied().unwrap_or(false);
+        text.push_str(r#","old":"#);
+        value::write_array(old.zip(change.fields.iter().flatten().map(is_uuid)), &mut text);
+    }
+    for (i, dropped) in outcome.dropped.iter().enumerate() {
+        text.push_str(if i == 0 { r#","dropped":[{"# } else { ",{" });
+        if let Some(field) = dropped.field.as_ref().and_then(name) {
+            text.push_str(r#""field":"#);
+            value::write_json_string(field, &mut text);
+            text.push(',');
+        }
+        let loser = match dropped.loser {
+            Loser::Local => "local",
+            Loser::Remote => "remote",
+            Loser::Both => "both",
+        };
+        let open = if dropped.open { r#","open":true"# } else { "" };
+        text.push_str(&format!(r#""loser":"{loser}"{open}}}"#));
+    }
+    if !outcome.dropped.is_empty() {
+        text.push(']');
+    }
+    if let Some(refused) = &outcome.refused {
+        text.push_str(r#","refused":"#);
+        value::write_json_string(refused, &mut text);
+    }
+    text.push('}');
+    Some(text)
 }
 
 /// Makes of a change as the rest of its row tells it, which is what its entry did, the one that its author sealed.
@@ -129,16 +146,6 @@ pub(crate) fn from_json(text: &str, mut change: Change) -> Result<Change, Error>
     let dropped = dropped.collect::<Result<_, Error>>()?;
     change.outcome = Some(Box::new(Outcome { effect, dropped, refused: authored.refused }));
     Ok(change)
-}
-
-impl From<Loser> for Side {
-    fn from(loser: Loser) -> Self {
-        match loser {
-            Loser::Local => Self::Local,
-            Loser::Remote => Self::Remote,
-            Loser::Both => Self::Both,
-        }
-    }
 }
 
 impl From<Side> for Loser {

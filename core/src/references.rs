@@ -16,6 +16,8 @@ pub(crate) struct References {
     referred: Vec<Question>,
     /// What the table's rows refer to.
     parents: Vec<Parent>,
+    /// The database deletes or changes rows of other tables along with one of this.
+    cascades: bool,
 }
 
 /// What rows of a table refer to by some of their columns.
@@ -41,6 +43,8 @@ struct ForeignKey {
     from: Vec<String>,
     parent: String,
     to: Vec<String>,
+    /// What happens to the parent happens to the child, in some way.
+    cascades: bool,
 }
 
 impl References {
@@ -59,6 +63,7 @@ impl References {
             }
             if is(&foreign.parent) {
                 references.referred.push(foreign.referred(key));
+                references.cascades |= foreign.cascades;
             }
         }
         Ok(references)
@@ -67,6 +72,11 @@ impl References {
     /// What the table's rows refer to.
     pub(crate) fn parents(&self) -> &[Parent] {
         &self.parents
+    }
+
+    /// Whether the database deletes or changes rows of other tables along with one of this.
+    pub(crate) fn cascade(&self) -> bool {
+        self.cascades
     }
 
     /// Whether rows of the table refer to others.
@@ -164,11 +174,13 @@ impl ForeignKey {
 /// Every foreign key of the database.
 fn all(conn: &Connection) -> Result<Vec<ForeignKey>, Error> {
     let mut statement = conn.prepare(
-        "SELECT m.name, f.id, f.\"table\", f.\"from\", f.\"to\" FROM sqlite_master m, pragma_foreign_key_list(m.name) f
+        "SELECT m.name, f.id, f.\"table\", f.\"from\", f.\"to\",
+            f.on_update NOT IN ('NO ACTION', 'RESTRICT') OR f.on_delete NOT IN ('NO ACTION', 'RESTRICT')
+         FROM sqlite_master m, pragma_foreign_key_list(m.name) f
          WHERE m.type = 'table' ORDER BY m.name, f.id, f.seq",
     )?;
     // By child and number: the parent, the columns, and those that they point to.
-    type Found = (String, Vec<String>, Vec<Option<String>>);
+    type Found = (String, Vec<String>, Vec<Option<String>>, bool);
     let mut found: BTreeMap<(String, i64), Found> = BTreeMap::new();
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
@@ -176,8 +188,9 @@ fn all(conn: &Connection) -> Result<Vec<ForeignKey>, Error> {
         key.0 = row.get(2)?;
         key.1.push(row.get(3)?);
         key.2.push(row.get(4)?);
+        key.3 = row.get(5)?;
     }
-    let with_names = found.into_iter().map(|((child, _), (parent, from, to))| {
+    let with_names = found.into_iter().map(|((child, _), (parent, from, to, cascades))| {
         let to = match to.into_iter().collect::<Option<Vec<String>>>() {
             Some(to) => to,
             // Columns that are not named are those of the primary key.
@@ -186,7 +199,7 @@ fn all(conn: &Connection) -> Result<Vec<ForeignKey>, Error> {
                 .query_map([&parent], |row| row.get(0))?
                 .collect::<Result<_, _>>()?,
         };
-        Ok(ForeignKey { child, from, parent, to })
+        Ok(ForeignKey { child, from, parent, to, cascades })
     });
     with_names.collect()
 }

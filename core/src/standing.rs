@@ -4,15 +4,15 @@
 //! Roles, of both, are those that the log says when the later of the two is sequenced: a device that was given another one is
 //! measured by that from then on, for what it wrote before too.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, params, types::ValueRef};
 
 use crate::{
     entry::{Change, Decision, EntryKind, Group, Outcome, Shape},
     error::Error,
     id::{OriginSeq, Seq},
-    layout::{Layouts, RecordId, last_logged},
+    layout::{Layouts, RecordId, last_logged, said_as},
     log::{self, Sealed, changed_fields},
     model::Policy,
     park::{self, Identity},
@@ -22,71 +22,111 @@ use crate::{
     value::Value,
 };
 
-/// Decides what becomes of a change of `group`, its number `n`, against the log as it is. `None`: it comes to what its
-/// author made of the record.
-pub(crate) fn outcome(
-    tx: &Tx<'_>,
-    layouts: &mut Layouts<'_>,
-    group: &Group,
-    n: OriginSeq,
-    change: &Change,
-) -> Result<Option<Outcome>, Error> {
-    let Some(model) = tx.models.iter().find(|m| m.descriptor.id == change.shape.model) else {
-        // A model that this release does not have is kept and handed on.
-        return Ok(None);
-    };
-    let number = tx.numbers.of(tx.conn, &change.shape)?.model;
-    let mut known = Known::read(tx, layouts, number, change, group, n)?;
-    if let Some(decision) = change.decides
-        && known.is_too_late(tx, decision)?
-    {
-        return Ok(Some(Outcome::nothing()));
+/// Looks up what a group's changes meet. Neighbours often meet what the same group wrote.
+pub(crate) struct Lookup<'m> {
+    layouts: Layouts<'m>,
+    /// Groups that were met, the latest last.
+    sealed: Vec<Sealed>,
+}
+
+/// Groups kept at hand.
+const SEALED_MAX: usize = 16;
+
+impl<'m> Lookup<'m> {
+    pub(crate) fn new(tx: &Tx<'m>) -> Self {
+        Self { layouts: Layouts::new(tx.models), sealed: Vec::new() }
     }
-    if let Some(Decision::Keeps { origin, n, .. }) = change.decides {
-        return Ok(Some(Outcome::refused(format!("the log holds another change {n} of origin {origin}"))));
-    }
-    if change.kind == EntryKind::Noop {
-        return Ok(None);
-    }
-    if !change.shape.has_key_of(&model.shape) {
-        return Ok(Some(Outcome::refused(
-            "it comes from a release in which its records have another key".into(),
-        )));
-    }
-    let own_shape = *model.shape == *change.shape;
-    let arriving_row = known.in_fields_of(model, &change.shape, &change.row);
-    let before = change.before.as_ref().map(|before| known.in_fields_of(model, &change.shape, before));
-    let fields = if own_shape { change.fields.clone() } else { Some(named_fields(model, change)) };
-    let arriving = Arriving {
-        by: author(tx, model, change, group, n)?,
-        existed: change.existed,
-        action: match change.kind {
-            EntryKind::Delete => Action::Delete,
-            _ => Action::Upsert { row: &arriving_row, fields: fields.as_deref() },
-        },
-        before: before.as_deref(),
-    };
-    let written = known.written();
-    let standing =
-        Standing { row: known.row.as_deref(), since: &written, may_be_forgotten: known.may_be_forgotten };
-    let mut rules = Rules::of(&model.descriptor);
-    if let Some(Decision::Resolves(_)) = change.decides {
-        if let Err(refusal) = resolve::check_owner(&rules, &standing, &arriving) {
-            return Ok(Some(Outcome::refused(refusal.to_string())));
+
+    /// Decides what becomes of a change of `group`, its number `n`, against the log as it is. `None`: it comes to what its
+    /// author made of the record.
+    pub(crate) fn outcome(
+        &mut self,
+        tx: &Tx<'_>,
+        group: &Group,
+        n: OriginSeq,
+        change: &Change,
+    ) -> Result<Option<Outcome>, Error> {
+        let Some(model) = tx.models.iter().find(|m| m.descriptor.id == change.shape.model) else {
+            // A model that this release does not have is kept and handed on.
+            return Ok(None);
+        };
+        let number = tx.numbers.of(tx.conn, &change.shape)?.model;
+        let known = Known::read(tx, self, number, change, group, n)?;
+        if let Some(decision) = change.decides
+            && known.is_too_late(tx, decision)?
+        {
+            return Ok(Some(Outcome::nothing()));
         }
-        // What is decided was looked at; the rest of the record goes on as it is.
-        rules.policy = Policy::Fields;
+        if let Some(Decision::Keeps { origin, n, .. }) = change.decides {
+            return Ok(Some(Outcome::refused(format!(
+                "the log holds another change {n} of origin {origin}"
+            ))));
+        }
+        if change.kind == EntryKind::Noop {
+            return Ok(None);
+        }
+        if !change.shape.has_key_of(&model.shape) {
+            return Ok(Some(Outcome::refused(
+                "it comes from a release in which its records have another key".into(),
+            )));
+        }
+        let own_shape = *model.shape == *change.shape;
+        let arriving_row = known.in_fields_of(model, &change.shape, &change.row);
+        let before = change.before.as_ref().map(|before| known.in_fields_of(model, &change.shape, before));
+        let fields = if own_shape { change.fields.clone() } else { Some(named_fields(model, change)) };
+        let arriving = Arriving {
+            by: author(tx, model, change, group, n)?,
+            existed: change.existed,
+            action: match change.kind {
+                EntryKind::Delete => Action::Delete,
+                _ => Action::Upsert { row: &arriving_row, fields: fields.as_deref() },
+            },
+            before: before.as_deref(),
+        };
+        let written = known.written();
+        let standing =
+            Standing { row: known.row.as_deref(), since: &written, may_be_forgotten: known.may_be_forgotten };
+        let mut rules = Rules::of(&model.descriptor);
+        if let Some(Decision::Resolves(_)) = change.decides {
+            if let Err(refusal) = resolve::check_owner(&rules, &standing, &arriving) {
+                return Ok(Some(Outcome::refused(refusal.to_string())));
+            }
+            // What is decided was looked at; the rest of the record goes on as it is.
+            rules.policy = Policy::Fields;
+        }
+        let resolved = resolve::resolve(&rules, &standing, &arriving);
+        Ok(match resolved {
+            Err(refusal) => Some(Outcome::refused(refusal.to_string())),
+            Ok(resolution) if own_shape && came_as_made(change, &resolution) => None,
+            Ok(resolution) => Some(Outcome {
+                effect: in_shape_of(change, model, resolution.effect),
+                dropped: resolution
+                    .dropped
+                    .into_iter()
+                    .filter_map(|d| dropped_in(change, model, d))
+                    .collect(),
+                refused: None,
+            }),
+        })
     }
-    let resolved = resolve::resolve(&rules, &standing, &arriving);
-    Ok(match resolved {
-        Err(refusal) => Some(Outcome::refused(refusal.to_string())),
-        Ok(resolution) if own_shape && came_as_made(change, &resolution) => None,
-        Ok(resolution) => Some(Outcome {
-            effect: in_shape_of(change, model, resolution.effect),
-            dropped: resolution.dropped.into_iter().filter_map(|d| dropped_in(change, model, d)).collect(),
-            refused: None,
-        }),
-    })
+
+    /// Whose change an entry is. One that a cascade made has no number of its own: it counts as its group's.
+    fn writer(&mut self, tx: &Tx<'_>, seq: Seq, n: Option<u64>, rank: u64) -> Result<Author, Error> {
+        let met = self.sealed.iter().rev().find(|group| group.first <= seq && seq <= group.last);
+        let Sealed { origin, device, role, last_n, .. } = match met {
+            Some(met) => *met,
+            None => {
+                let sealed = log::sealed(tx.conn, seq)?;
+                let sealed = sealed.ok_or_else(|| Error::Damaged(format!("entry {seq} is in no group")))?;
+                if self.sealed.len() >= SEALED_MAX {
+                    self.sealed.remove(0);
+                }
+                self.sealed.push(sealed);
+                sealed
+            }
+        };
+        Ok(Author { rank, origin, n: n.map_or(last_n, OriginSeq), device, role })
+    }
 }
 
 /// What was dropped, with the field as the change's own shape has it; `None` for one that its author did not know of.
@@ -176,7 +216,7 @@ enum Did {
 impl<'c> Known<'c> {
     fn read(
         tx: &Tx<'_>,
-        layouts: &mut Layouts<'_>,
+        lookup: &mut Lookup<'_>,
         number: i64,
         change: &'c Change,
         group: &Group,
@@ -184,35 +224,45 @@ impl<'c> Known<'c> {
     ) -> Result<Self, Error> {
         let model = tx.models.iter().find(|m| m.descriptor.id == change.shape.model);
         let shape = model.map_or(&change.shape, |m| &m.shape);
-        let said = last_logged(tx.conn, layouts, number, &change.record)?;
-        let row = said.as_ref().and_then(|said| said.row_as(shape)).map(|row| {
-            let fill = |i: usize| model.and_then(|m| m.fills.get(i)).cloned().unwrap_or_default();
-            row.into_iter().enumerate().map(|(i, v)| v.cloned().unwrap_or_else(|| fill(i))).collect()
-        });
         let mut since = Vec::new();
+        // The last of them says what stands.
+        let mut last: Option<(i64, i64, String)> = None;
         let mut statement = tx.conn.prepare_cached(
-            "SELECT seq, kind, n, coalesce(rank, stamp), layout, fields FROM sync_entry
+            "SELECT seq, kind, n, coalesce(rank, stamp), layout, fields, data FROM sync_entry
              WHERE model = ?1 AND record = ?2 AND seq > ?3 AND kind IN (1, 2) ORDER BY seq",
         )?;
         let mut rows = statement.query(params![number, RecordId(&change.record), group.base.seq.0])?;
         while let Some(entry) = rows.next()? {
             let seq = Seq(entry.get(0)?);
-            let kind: i64 = entry.get(1)?;
-            let by = writer(tx, seq, entry.get::<_, Option<u64>>(2)?, entry.get(3)?)?;
-            let did = match (kind, entry.get::<_, Option<String>>(5)?) {
+            let (kind, layout): (i64, i64) = (entry.get(1)?, entry.get(4)?);
+            let by = lookup.writer(tx, seq, entry.get::<_, Option<u64>>(2)?, entry.get(3)?)?;
+            let did = match (kind, entry.get_ref(5)?) {
                 (2, _) => Did::Delete,
-                (_, None) => Did::All,
-                (_, Some(names)) => {
-                    let layout = Arc::clone(layouts.get(tx.conn, entry.get(4)?)?);
-                    let fields = changed_fields(&layout, names.as_bytes())?;
+                (_, ValueRef::Text(names)) => {
+                    let layout = Arc::clone(lookup.layouts.get(tx.conn, layout)?);
+                    let fields = changed_fields(&layout, names)?;
                     Did::Fields(indices_in(shape, &layout, &fields))
                 }
+                _ => Did::All,
             };
             let seen = (by.origin == group.origin && by.n < n)
                 || group.seen.iter().any(|(origin, upto)| *origin == by.origin && by.n <= *upto);
             since.push((by, seen, did));
+            last = Some((kind, layout, entry.get(6)?));
         }
         drop(rows);
+        let said = match last {
+            Some(last) => Some(said_as(tx.conn, &mut lookup.layouts, last)?),
+            None => last_logged(tx.conn, &mut lookup.layouts, number, &change.record)?,
+        };
+        let fill = |i: usize| model.and_then(|m| m.fills.get(i)).cloned().unwrap_or_default();
+        let row = match said {
+            Some(said) if *said.shape == **shape => said.row,
+            Some(said) => said.row_as(shape).map(|row| {
+                row.into_iter().enumerate().map(|(i, v)| v.cloned().unwrap_or_else(|| fill(i))).collect()
+            }),
+            None => None,
+        };
         let has_tombstone = matches!(since.last(), Some((_, _, Did::Delete)));
         let may_be_forgotten = row.is_none() && !has_tombstone && group.base.seq.0 < gc_horizon(tx)?;
         Ok(Self { row, since, may_be_forgotten, change })
@@ -255,18 +305,17 @@ impl<'c> Known<'c> {
     }
 
     /// A row of the change in the model's fields: what its author's release did not have is what stands, or the fill.
-    fn in_fields_of(&mut self, model: &Model, shape: &Arc<Shape>, row: &[Value]) -> Vec<Value> {
+    fn in_fields_of<'r>(&self, model: &Model, shape: &Arc<Shape>, row: &'r [Value]) -> Cow<'r, [Value]> {
         if *model.shape == **shape || self.change.kind == EntryKind::Delete {
-            return row.to_vec();
+            return Cow::Borrowed(row);
         }
         let standing = self.row.as_ref().unwrap_or(&model.fills);
         let fields = model.shape.fields.iter().zip(standing);
-        fields
-            .map(|(name, stands)| match shape.fields.iter().position(|f| f == name) {
-                Some(i) => row[i].clone(),
-                None => stands.clone(),
-            })
-            .collect()
+        let value = |(name, stands): (&String, &Value)| match shape.fields.iter().position(|f| f == name) {
+            Some(i) => row[i].clone(),
+            None => stands.clone(),
+        };
+        fields.map(value).collect()
     }
 }
 
@@ -281,12 +330,4 @@ fn indices_in(shape: &Shape, layout: &Shape, fields: &[u16]) -> Vec<u16> {
 fn gc_horizon(tx: &Tx<'_>) -> Result<u64, Error> {
     let mut statement = tx.conn.prepare_cached("SELECT gc_horizon FROM sync_replica WHERE id = 1")?;
     Ok(statement.query_row([], |row| row.get(0))?)
-}
-
-/// Whose change an entry is. One that a cascade made has no number of its own: it counts as its group's.
-fn writer(tx: &Tx<'_>, seq: Seq, n: Option<u64>, rank: u64) -> Result<Author, Error> {
-    let sealed = log::sealed(tx.conn, seq)?;
-    let Sealed { origin, device, role, last_n, .. } =
-        sealed.ok_or_else(|| Error::Damaged(format!("entry {seq} is in no group")))?;
-    Ok(Author { rank, origin, n: n.map_or(last_n, OriginSeq), device, role })
 }

@@ -358,10 +358,15 @@ impl Store {
         // It cannot be changed within a transaction.
         self.conn.execute_batch("PRAGMA foreign_keys = ON")?;
         let done = self.transaction(|tx| {
-            tx.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, true)?;
+            if tx.models.iter().any(|model| model.references.cascade()) {
+                tx.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, true)?;
+            }
             step(tx)
         });
-        self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, self.foreign_triggers)?;
+        // Statements are prepared anew after it, so only where it was changed.
+        if self.models.iter().any(|model| model.references.cascade()) {
+            self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, self.foreign_triggers)?;
+        }
         self.conn.execute_batch("PRAGMA foreign_keys = OFF")?;
         done
     }
@@ -565,7 +570,7 @@ fn read_replica(row: &Row<'_>) -> Result<Replica, Error> {
 }
 
 /// What the capture triggers make of a write: `sync_ctl.mode`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// It is the application's.
     Capture = 0,

@@ -1,9 +1,12 @@
 //! Changes that a follower made offline: pushed, resolved against the same rows changed on the leader meanwhile, sequenced
 //! and settled. Every one of them meets a change that its author had not seen.
+//!
+//! They were made in transactions of a thousand rows, as an application makes them; and once more all in one, which nobody
+//! sees a part of before all of it is decided.
 
 use std::{path::Path, time::Instant};
 
-use sea_orm::{ConnectionTrait, EntityTrait};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, sea_query::Expr};
 use tidelog::id::LibraryId;
 
 use crate::{
@@ -17,7 +20,7 @@ use crate::{
     rounds::Rounds,
 };
 
-pub(crate) const NAMES: &[&str] = &["push", "push/again", "push/again wire"];
+pub(crate) const NAMES: &[&str] = &["push", "push/one transaction", "push/again", "push/again wire"];
 
 const ROUNDS: usize = 3;
 const ROWS: usize = 20_000;
@@ -25,7 +28,7 @@ const ROWS: usize = 20_000;
 const AT_LEAST: f64 = 20_000.0;
 /// Kilobytes that a follower sends which has nothing to push: the handshake, where it stands, a question.
 const AGAIN_MAX: f64 = 16.0;
-/// Rows of one `insert_many`.
+/// Rows of one statement.
 const MANY: usize = 1000;
 
 pub(crate) async fn run(options: &Options) -> Result<Vec<Row>, Failure> {
@@ -36,29 +39,36 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Row>, Failure> {
     let rows = raw::Rows::read(&backlog.path)?;
     let raw_db = folder.join("raw.db");
     eprintln!("push …");
-    let (mut added, mut sent) = (Vec::new(), Vec::new());
-    let taken = Rounds::take(
-        ROUNDS,
-        async |_| {
-            let settled = settle(folder, count).await?;
-            added.push(settled.added_again as f64);
-            sent.push(settled.sent_again as f64 / 1e3);
-            Ok(settled.speed)
-        },
-        async |_| rows.speed(&raw_db),
-    )
-    .await?;
-    let (value, raw, ratio) = taken.figures();
-    let factor = raw.unwrap_or(f64::NAN) / raw::REFERENCE;
+    let (mut added, mut sent, mut figures) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, many, at_least) in
+        [("push", MANY, Some(AT_LEAST)), ("push/one transaction", count.max(1), None)]
+    {
+        if !options.wants(name) {
+            continue;
+        }
+        let taken = Rounds::take(
+            ROUNDS,
+            async |_| {
+                let settled = settle(folder, count, many).await?;
+                added.push(settled.added_again as f64);
+                sent.push(settled.sent_again as f64 / 1e3);
+                Ok(settled.speed)
+            },
+            async |_| rows.speed(&raw_db),
+        )
+        .await?;
+        let (value, raw, ratio) = taken.figures();
+        let factor = raw.unwrap_or(f64::NAN) / raw::REFERENCE;
+        let bar = at_least.map_or(Bar::None, |least| Bar::InProportion(least, factor));
+        figures.push(Row::new(name, "changes/s", (value, raw, ratio), bar));
+    }
     let again = |name: &str, unit, figures: Vec<f64>, most| {
         let worst = figures.into_iter().fold(0.0, f64::max);
         Row::new(name, unit, (worst, None, None), Bar::ValueAtMost(most))
     };
-    Ok(vec![
-        Row::new("push", "changes/s", (value, raw, ratio), Bar::InProportion(AT_LEAST, factor)),
-        again("push/again", "changes", added, 0.0),
-        again("push/again wire", "kB", sent, AGAIN_MAX),
-    ])
+    figures.push(again("push/again", "changes", added, 0.0));
+    figures.push(again("push/again wire", "kB", sent, AGAIN_MAX));
+    Ok(figures)
 }
 
 struct Settled {
@@ -70,12 +80,14 @@ struct Settled {
     sent_again: u64,
 }
 
-async fn settle(folder: &Path, count: usize) -> Result<Settled, Failure> {
+/// Both change every row, `many` in a transaction.
+async fn settle(folder: &Path, count: usize, many: usize) -> Result<Settled, Failure> {
     let library = LibraryId::random();
     database::remove(&folder.join("leader.db"))?;
     let pair = Pair::open(folder, library).await?;
     pair.start().await?;
-    for part in Walk::new(5).rows(count).chunks(MANY) {
+    let files = Walk::new(5).rows(count);
+    for part in files.chunks(MANY) {
         synced::Entity::insert_many(part.iter().map(synced::ActiveModel::whole))
             .exec_without_returning(&pair.leader.db)
             .await?;
@@ -87,8 +99,15 @@ async fn settle(folder: &Path, count: usize) -> Result<Settled, Failure> {
     let leader = Device::open(folder, "leader", Entrance::Create(library), keys.0, ids.1, None).await?;
     let address = Some(leader.quic.local_addr()?);
     let follower = Device::open(folder, "follower", Entrance::Join(library), keys.1, ids.0, address).await?;
-    leader.db.execute_unprepared("UPDATE entries SET name = name || ' on the leader'").await?;
-    follower.db.execute_unprepared("UPDATE entries SET name = name || ' on the follower'").await?;
+    for part in files.chunks(many) {
+        for (device, place) in [(&leader, "leader"), (&follower, "follower")] {
+            synced::Entity::update_many()
+                .col_expr(synced::Column::Name, Expr::cust(format!("name || ' on the {place}'")))
+                .filter(synced::Column::Id.is_in(part.iter().map(|file| file.id)))
+                .exec(&device.db)
+                .await?;
+        }
+    }
     leader.start().await?;
     leader.library.barrier().await?;
     let began = Instant::now();

@@ -271,8 +271,8 @@ impl Filler<'_> {
             0 => Value::Null,
             1 => Value::Integer(self.dice.below(u64::MAX).cast_signed()),
             2 => Value::Real(self.dice.below(1 << 50) as f64 / 1e7),
-            3 => Value::Blob(self.dice.below(u64::MAX).to_le_bytes().repeat(2).into()),
-            _ => Value::Text(self.text().into()),
+            3 => Value::Blob(self.dice.below(u64::MAX).to_le_bytes().repeat(2)),
+            _ => Value::Text(self.text()),
         }
     }
 }
