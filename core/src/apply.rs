@@ -53,6 +53,7 @@ pub(crate) enum Applied {
 #[derive(Debug)]
 pub(crate) struct Arrived {
     batch: Batch,
+    last: Seq,
     rows: Vec<Option<LogRow>>,
     company: Vec<Company>,
 }
@@ -72,7 +73,12 @@ impl Arrived {
             Body::Change(change) => Some(LogRow::of(change)),
             _ => None,
         };
-        Self { rows: batch.entries.iter().map(row).collect(), company: company(&batch), batch }
+        Self {
+            rows: batch.entries.iter().map(row).collect(),
+            company: company(&batch),
+            last: batch.last(),
+            batch,
+        }
     }
 
     /// Whether there is more in it than the writes of a moment.
@@ -84,6 +90,17 @@ impl Arrived {
     pub(crate) fn is_small(&self, message: &[u8]) -> bool {
         let is_part = self.batch.groups.first().is_some_and(|group| group.first <= self.batch.after.seq);
         self.batch.entries.len() <= SMALL && message.len() <= SMALL_MESSAGE && !is_part
+    }
+
+    /// Seq of its last entry.
+    pub(crate) fn last(&self) -> Seq {
+        self.last
+    }
+
+    /// Whether most of it is about records that were there before: then batches behind it may well be about the same.
+    pub(crate) fn is_of_known(&self) -> bool {
+        let is_known = |entry: &&Entry| matches!(&entry.body, Body::Change(change) if change.existed);
+        self.batch.entries.iter().filter(is_known).count() * 2 > self.batch.entries.len()
     }
 
     fn forget_first(&mut self, count: usize) {
@@ -124,25 +141,99 @@ fn company(batch: &Batch) -> Vec<Company> {
 }
 
 /// How rows get into their tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rows {
+pub(crate) enum Rows<'i> {
     /// One after the other.
     AsTheyCome,
-    /// All touched rows and those with pending changes step out first: for a batch that met a constraint the other way.
+    /// The last of each record at the end of the transaction, which other batches may be part of; the caller sees to it
+    /// ([`Images::write`]). Where that cannot be, as they come.
+    AtTheEnd(&'i mut Images),
+    /// All touched rows and those with pending changes step out first: for what met a constraint the other way.
     StepOutFirst,
+}
+
+/// What is written to the tables at the end of a transaction that applies several batches: of each record the last image.
+#[derive(Default)]
+pub(crate) struct Images {
+    /// In the order of their entries; `None` where a later one of the record has taken its place.
+    due: Vec<Option<Image>>,
+    /// Of each model and record, where in `due` it is.
+    places: HashMap<String, HashMap<String, usize, foldhash::fast::RandomState>>,
+    /// How many have been replaced.
+    given_up: usize,
+    has_pending: bool,
+    /// Something was deleted to which pending rows may refer.
+    deleted: bool,
+}
+
+struct Image {
+    change: Change,
+    /// The record was changed before in the same transaction.
+    again: bool,
+}
+
+/// Images that wait for the end of their transaction.
+const IMAGES_MAX: usize = 8192;
+/// Places of images, those included that later ones have replaced.
+const PLACES_MAX: usize = 8 * IMAGES_MAX;
+
+impl Images {
+    /// Takes the batch's images; those that it replaces are forgotten. Of each record that a batch has several entries of,
+    /// one is enough.
+    fn take(&mut self, tx: &Tx<'_>, arrived: &mut Arrived, has_pending: bool) {
+        self.has_pending |= has_pending;
+        self.deleted |= deletes(&arrived.batch);
+        arrived.rows.clear();
+        for (entry, company) in arrived.batch.entries.drain(..).zip(arrived.company.drain(..)) {
+            let Body::Change(change) = entry.body else { continue };
+            if !writes(tx, &change, company) {
+                continue;
+            }
+            let records = match self.places.get_mut(&change.shape.model) {
+                Some(records) => records,
+                None => self.places.entry(change.shape.model.clone()).or_default(),
+            };
+            let mut again = company.again;
+            if let Some(&place) = records.get(&change.record) {
+                if change.effect() == EntryKind::Noop
+                    && let Some(image) = &mut self.due[place]
+                {
+                    // What stands is that image's, whatever stood in the table until now.
+                    image.again = true;
+                    continue;
+                }
+                (self.due[place], again) = (None, true);
+                self.given_up += 1;
+            }
+            records.insert(change.record.clone(), self.due.len());
+            self.due.push(Some(Image { change, again }));
+        }
+    }
+
+    /// Whether there is no place for more: places that were given up count as well, or they would grow with the batches.
+    fn is_full(&self) -> bool {
+        self.due.len() >= PLACES_MAX || self.due.len() - self.given_up >= IMAGES_MAX
+    }
+
+    /// Writes all, and begins anew.
+    pub(crate) fn write(&mut self, tx: &Tx<'_>) -> Result<(), Error> {
+        let Self { due, has_pending, deleted, .. } = std::mem::take(self);
+        let changes = due.iter().flatten().map(|image| (&image.change, image.again));
+        write_images(tx, changes, has_pending)?;
+        if has_pending && deleted { overlay::step_out_orphans(tx) } else { Ok(()) }
+    }
 }
 
 /// Records touched by a batch, for events: model, record, kind.
 pub(crate) type Touched = Vec<(Arc<Shape>, String, EntryKind)>;
 
 /// Applies a batch. `message` is what it came as, for putting a part aside. Where it fails with a constraint
-/// ([`is_constraint`]) as the rows come, it is to be tried again with [`Rows::StepOutFirst`].
+/// ([`is_constraint`]) in another way, it is to be tried again with [`Rows::StepOutFirst`].
 pub(crate) fn apply(
     tx: &mut Tx<'_>,
     lead: Term,
     arrived: &mut Arrived,
     message: &[u8],
-    rows: Rows,
+    rows: Rows<'_>,
     touched: Option<&mut Touched>,
 ) -> Result<Applied, Error> {
     let replica = tx.replica()?;
@@ -196,8 +287,29 @@ pub(crate) fn apply(
     if tx.foreign_triggers {
         tx.set_mode(Mode::Off)?;
     }
-    let position = append(tx, replica, parts, arrived, rows, has_pending)?;
-    if rows == Rows::StepOutFirst || (has_pending && shows_circle(tx, parts, arrived)?) {
+    let step_out_first = matches!(rows, Rows::StepOutFirst);
+    let mut later = None;
+    if let Rows::AtTheEnd(images) = rows {
+        // A tree is looked at with its rows in place, and the application's triggers see one row after the other.
+        if parts == Parts::None && !(has_pending && has_tree(tx)) && !tx.foreign_triggers {
+            later = Some(images);
+        } else {
+            images.write(tx)?;
+        }
+    }
+    let as_they_come = !step_out_first && later.is_none();
+    let position = append(tx, replica, parts, arrived, as_they_come, has_pending)?;
+    if let Some(images) = later {
+        if let Some(touched) = touched {
+            note(touched, arrived);
+        }
+        images.take(tx, arrived, has_pending);
+        if images.is_full() {
+            images.write(tx)?;
+        }
+        return Ok(Applied::To(position));
+    }
+    if step_out_first || (has_pending && shows_circle(tx, parts, arrived)?) {
         write_stepping_out(tx, parts, arrived, has_pending)?;
     }
     if has_pending && (parts == Parts::Staged || deletes(&arrived.batch)) {
@@ -211,14 +323,22 @@ pub(crate) fn apply(
     }
     if let Some(touched) = touched {
         each_part(tx, parts, arrived, |_, part| {
-            touched.extend(part.batch.entries.iter().filter_map(|entry| match &entry.body {
-                Body::Change(c) => Some((Arc::clone(&c.shape), c.record.clone(), c.effect())),
-                _ => None,
-            }));
+            note(touched, part);
             Ok(())
         })?;
     }
     Ok(Applied::To(position))
+}
+
+fn note(touched: &mut Touched, part: &Arrived) {
+    touched.extend(part.batch.entries.iter().filter_map(|entry| match &entry.body {
+        Body::Change(c) => Some((Arc::clone(&c.shape), c.record.clone(), c.effect())),
+        _ => None,
+    }));
+}
+
+fn has_tree(tx: &Tx<'_>) -> bool {
+    tx.models.iter().any(|model| model.descriptor.options.tree.is_some())
 }
 
 enum Skip {
@@ -280,14 +400,14 @@ fn each_part(
     each(tx, arrived)
 }
 
-/// Appends every entry to the log, with the groups, the vector of origins and the clock. As rows come, each part's are
-/// written behind its entries: a part is unpacked once.
+/// Appends every entry to the log, with the groups, the vector of origins and the clock. Where rows are written as they
+/// come, each part's are behind its entries: a part is unpacked once.
 fn append(
     tx: &mut Tx<'_>,
     Replica { top, device, mut clock, .. }: Replica,
     parts: Parts,
     arrived: &Arrived,
-    rows: Rows,
+    as_they_come: bool,
     has_pending: bool,
 ) -> Result<Position, Error> {
     let newest = arrived.batch.entries.iter().map(|entry| entry.body.stamp()).max().unwrap_or(0);
@@ -329,10 +449,7 @@ fn append(
             clock = clock.max(entry.body.ranking_stamp().unwrap_or(0));
             position = Position { term: entry.term, seq: entry.seq };
         }
-        match rows {
-            Rows::AsTheyCome => write_part(tx, part, Write::Images, has_pending),
-            Rows::StepOutFirst => Ok(()),
-        }
+        if as_they_come { write_part(tx, part, has_pending) } else { Ok(()) }
     })?;
     if arrived.batch.groups.is_empty() || parts == Parts::Staged {
         tx.set_clock(clock)?;
@@ -383,9 +500,8 @@ fn write_stepping_out(
     for change in &pending {
         step_out(tx, change, &mut kept)?;
     }
-    each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::StepOut(&mut kept), false))?;
-    each_part(tx, parts, arrived, |tx, part| write_part(tx, part, Write::LastImages, false))
-        .map_err(|error| explain(tx, error))?;
+    each_part(tx, parts, arrived, |tx, part| step_out_all(tx, part, &mut kept))?;
+    each_part(tx, parts, arrived, write_last).map_err(|error| explain(tx, error))?;
     overlay::lay_over(tx, &pending)?;
     for ((model, _), (key, values)) in kept {
         let sql = tx.models[model].sql.update_local.as_deref().unwrap_or_default();
@@ -401,7 +517,7 @@ fn deletes(batch: &Batch) -> bool {
 /// Whether what is pending here and what came make a circle of a tree: one of the two has to step out.
 fn shows_circle(tx: &Tx<'_>, parts: Parts, arrived: &Arrived) -> Result<bool, Error> {
     let mut shows = false;
-    if !tx.models.iter().any(|model| model.descriptor.options.tree.is_some()) {
+    if !has_tree(tx) {
         return Ok(false);
     }
     each_part(tx, parts, arrived, |tx, part| {
@@ -447,55 +563,73 @@ fn explain(tx: &Tx<'_>, error: Error) -> Error {
 /// Values of local columns of rows that stepped out, by model and record: key, values.
 type LocalValues = HashMap<(usize, String), (Vec<Value>, Vec<Value>)>;
 
-enum Write<'k> {
-    /// Upserts and deletes, the last of each record in the part.
-    Images,
-    /// The same, but only where no later entry of the record is in the log: an image that another part of the group
-    /// replaces may be in the way of a third record's.
-    LastImages,
-    /// Deletes all, keeping what is local.
-    StepOut(&'k mut LocalValues),
+/// Writes a part's images: of each record the last.
+fn write_part(tx: &Tx<'_>, part: &Arrived, has_pending: bool) -> Result<(), Error> {
+    write_images(tx, lasting(tx, part).map(|(_, change, company)| (change, company.again)), has_pending)
 }
 
-fn write_part(tx: &Tx<'_>, part: &Arrived, mut write: Write<'_>, has_pending: bool) -> Result<(), Error> {
-    let mut writers: HashMap<*const Shape, Option<Writer<'_>>> = HashMap::new();
-    let mut overlay = Overlay::new(tx);
-    for (entry, company) in part.batch.entries.iter().zip(&part.company) {
-        let Body::Change(change) = &entry.body else { continue };
-        if company.replaced || (change.effect() == EntryKind::Noop && has_other_key(tx, change)) {
+/// The entries of a part whose images no later one of it replaces.
+fn lasting<'p>(tx: &'p Tx<'_>, part: &'p Arrived) -> impl Iterator<Item = (Seq, &'p Change, &'p Company)> {
+    part.batch.entries.iter().zip(&part.company).filter_map(|(entry, company)| match &entry.body {
+        Body::Change(change) if writes(tx, change, *company) => Some((entry.seq, change, company)),
+        _ => None,
+    })
+}
+
+/// Whether a change of a batch has an image to be written.
+fn writes(tx: &Tx<'_>, change: &Change, company: Company) -> bool {
+    !company.replaced && (change.effect() != EntryKind::Noop || !has_other_key(tx, change))
+}
+
+/// Writes images, with what is pending laid over them. Of each, whether its record was changed before in the same go.
+fn write_images<'i>(
+    tx: &Tx<'_>,
+    images: impl Iterator<Item = (&'i Change, bool)>,
+    has_pending: bool,
+) -> Result<(), Error> {
+    let (mut writers, mut overlay) = (Writers::default(), Overlay::new(tx));
+    // What these very entries settled does not lie over them any more.
+    let lies_over = has_pending && pending::is_any(tx.conn)?;
+    for (change, again) in images {
+        // A model that this release does not have stays in the log until one has it.
+        let Some(writer) = writers.of(tx, &change.shape)? else { continue };
+        let layers = if lies_over { overlay.layers(tx, change)? } else { Layers::default() };
+        if !again && layers.hide(tx, change) {
             continue;
         }
-        let pointer = Arc::as_ptr(&change.shape);
-        let writer = match writers.get_mut(&pointer) {
-            Some(writer) => writer,
-            None => {
-                let writer = Writer::new(tx, &change.shape)?;
-                writers.entry(pointer).or_insert(writer)
-            }
+        // An entry without effect may be of a change that stood in this table until now.
+        let logged = match change.effect() {
+            EntryKind::Noop => Some(overlay.logged(tx, change)?),
+            _ => None,
         };
-        // A model that this release does not have stays in the log until one has it.
-        let Some(writer) = writer else { continue };
-        match &mut write {
-            Write::StepOut(kept) => writer.step_out(tx, change, kept)?,
-            Write::LastImages if is_replaced(tx, entry.seq, change)? => {}
-            Write::Images | Write::LastImages => {
-                let layers = if has_pending { overlay.layers(tx, change)? } else { Layers::default() };
-                if !company.again && layers.hide(tx, change) {
-                    continue;
-                }
-                // An entry without effect may be of a change that stood in this table until now.
-                let logged = match change.effect() {
-                    EntryKind::Noop => Some(overlay.logged(tx, change)?),
-                    _ => None,
-                };
-                let image = logged.as_ref().unwrap_or(change);
-                match layers.over(tx, image)? {
-                    Some(overlaid) => writer.replace(&overlaid)?,
-                    // What this device made itself is here already.
-                    None if logged.is_some() || has_pending => writer.replace(image)?,
-                    None => writer.write(image)?,
-                }
-            }
+        let image = logged.as_ref().unwrap_or(change);
+        match layers.over(tx, image)? {
+            Some(overlaid) => writer.replace(&overlaid)?,
+            // What this device made itself is here already, and so may be what was deleted and is there again.
+            None if logged.is_some() || has_pending || again => writer.replace(image)?,
+            None => writer.write(image)?,
+        }
+    }
+    Ok(())
+}
+
+/// Takes all rows of a part out of their tables, keeping what is local.
+fn step_out_all(tx: &Tx<'_>, part: &Arrived, kept: &mut LocalValues) -> Result<(), Error> {
+    let mut writers = Writers::default();
+    for (_, change, _) in lasting(tx, part) {
+        if let Some(writer) = writers.of(tx, &change.shape)? {
+            writer.step_out(tx, change, kept)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a part's images, but only where no later entry of the record is in the log: one that another part of the group
+/// replaces may be in the way of a third record's.
+fn write_last(tx: &Tx<'_>, part: &Arrived) -> Result<(), Error> {
+    for (seq, change, company) in lasting(tx, part) {
+        if !is_replaced(tx, seq, change)? {
+            write_images(tx, std::iter::once((change, company.again)), false)?;
         }
     }
     Ok(())
@@ -522,6 +656,26 @@ fn is_replaced(tx: &Tx<'_>, seq: Seq, change: &Change) -> Result<bool, Error> {
             AND model = (SELECT id FROM sync_model WHERE name = ?1) LIMIT 1",
     )?;
     Ok(later.exists(params![change.shape.model, RecordId(&change.record), seq.0])?)
+}
+
+/// The writers of the shapes that were met.
+#[derive(Default)]
+pub(crate) struct Writers<'c>(Vec<(Arc<Shape>, Option<Writer<'c>>)>);
+
+impl<'c> Writers<'c> {
+    /// That of a shape; `None` for a model that this release does not have.
+    pub(crate) fn of(&mut self, tx: &Tx<'c>, shape: &Arc<Shape>) -> Result<Option<&mut Writer<'c>>, Error> {
+        let same = |(met, _): &(Arc<Shape>, _)| Arc::ptr_eq(met, shape);
+        let met = self.0.iter().position(same).or_else(|| self.0.iter().position(|(met, _)| *met == *shape));
+        let at = match met {
+            Some(at) => at,
+            None => {
+                self.0.push((Arc::clone(shape), Writer::new(tx, shape)?));
+                self.0.len() - 1
+            }
+        };
+        Ok(self.0[at].1.as_mut())
+    }
 }
 
 /// Writes rows of one shape into its table.

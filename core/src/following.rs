@@ -1,10 +1,12 @@
 //! Following: what a device makes of what its leader sends, and what it sends itself (rules P, S, A and T). The loops that
 //! carry the messages are in `node/follow.rs`; what a message comes to is decided here, by steps.
 
+use std::time::{Duration, Instant};
+
 use tokio::sync::broadcast;
 
 use crate::{
-    apply::{self, Applied, Arrived, Rows, Touched, is_constraint},
+    apply::{self, Applied, Arrived, Images, Rows, Touched, is_constraint},
     engine::Driver,
     entry::{EntryKind, Run},
     error::Error,
@@ -103,7 +105,8 @@ pub(crate) struct Received {
     pub(crate) top: Position,
     pub(crate) arrived: Arrived,
     message: Vec<u8>,
-    rows: Rows,
+    /// They met a constraint as they came.
+    step_out: bool,
     changes: broadcast::Sender<AppliedChange>,
 }
 
@@ -116,8 +119,8 @@ impl Unpacked {
         Ok(match Message::decode(&message)? {
             Message::Entries { lead, top, batch, .. } => {
                 let arrived = Arrived::of(batch.into_batch()?);
-                let (rows, changes) = (Rows::AsTheyCome, changes.clone());
-                Self::Entries(Box::new(Received { lead, top, arrived, message, rows, changes }))
+                let changes = changes.clone();
+                Self::Entries(Box::new(Received { lead, top, arrived, message, step_out: false, changes }))
             }
             other => Self::Other(other),
         })
@@ -125,19 +128,54 @@ impl Unpacked {
 }
 
 impl Received {
+    /// The term in which they were sent.
+    pub(crate) fn lead(&self) -> Term {
+        self.lead
+    }
+
+    /// Whether the leader had more when it sent them.
+    pub(crate) fn has_more_behind(&self) -> bool {
+        self.arrived.last() < self.top.seq
+    }
+
     /// Whether they are applied in a moment.
     pub(crate) fn is_small(&self) -> bool {
-        self.rows == Rows::AsTheyCome && self.arrived.is_small(&self.message)
+        !self.step_out && self.arrived.is_small(&self.message)
     }
 
     fn apply(&mut self, driver: &mut Driver) -> Result<Applied, Error> {
-        let mut touched = Touched::new();
-        let watched = self.changes.receiver_count() > 0;
-        let Self { lead, arrived, message, rows, .. } = self;
+        let mut told = Told::new(&self.changes);
+        let Self { lead, arrived, message, step_out, .. } = self;
         let applied = driver.transaction(|tx| {
-            apply::apply(tx, *lead, arrived, message, *rows, watched.then_some(&mut touched))
+            let rows = if *step_out { Rows::StepOutFirst } else { Rows::AsTheyCome };
+            apply::apply(tx, *lead, arrived, message, rows, told.touched())
         })?;
-        for (shape, record, kind) in touched {
+        told.tell();
+        if let Applied::To(_) = applied {
+            driver.tell()?;
+        }
+        Ok(applied)
+    }
+}
+
+/// What is told of applied changes once they are committed.
+struct Told<'c> {
+    changes: &'c broadcast::Sender<AppliedChange>,
+    /// `None` where nobody listens.
+    touched: Option<Touched>,
+}
+
+impl<'c> Told<'c> {
+    fn new(changes: &'c broadcast::Sender<AppliedChange>) -> Self {
+        Self { changes, touched: (changes.receiver_count() > 0).then(Touched::new) }
+    }
+
+    fn touched(&mut self) -> Option<&mut Touched> {
+        self.touched.as_mut()
+    }
+
+    fn tell(self) {
+        for (shape, record, kind) in self.touched.into_iter().flatten() {
             let kind = match kind {
                 EntryKind::Upsert => ChangeKind::Upsert,
                 EntryKind::Delete => ChangeKind::Delete,
@@ -146,10 +184,67 @@ impl Received {
             // Nobody listens any more: fine.
             let _ = self.changes.send(AppliedChange { model: shape.model.clone(), record, kind });
         }
-        if let Applied::To(_) = applied {
-            driver.tell()?;
+    }
+}
+
+/// Batches that one transaction applies, and how long it goes on taking more: about as long as the engine holds the
+/// database's one writer.
+const TOGETHER_MAX: usize = 32;
+const TOGETHER_FOR: Duration = Duration::from_millis(40);
+
+/// What batches came to that were applied together.
+struct Together {
+    /// The last that was looked at.
+    applied: Applied,
+    /// Where the log reaches now, if that is further than before, and the leader's as the last of them told it.
+    reached: Option<(Position, Position)>,
+}
+
+/// Applies what was received, and with it in one transaction what is there behind it. Where that met a constraint, nothing was
+/// done, and the messages are given back.
+fn apply_together(
+    driver: &mut Driver,
+    first: Box<Received>,
+    more: &mut dyn FnMut() -> Option<Box<Received>>,
+) -> Result<Result<Together, Vec<Vec<u8>>>, Error> {
+    let began = Instant::now();
+    let changes = first.changes.clone();
+    let mut told = Told::new(&changes);
+    let mut taken = Vec::new();
+    let mut received = first;
+    let applied = driver.transaction(|tx| {
+        let (mut images, mut reached) = (Images::default(), None);
+        loop {
+            let Received { lead, arrived, message, top, .. } = &mut *received;
+            let applied =
+                apply::apply(tx, *lead, arrived, message, Rows::AtTheEnd(&mut images), told.touched())?;
+            if let Applied::To(position) = applied {
+                reached = Some((position, *top));
+            }
+            taken.push(std::mem::take(message));
+            let goes_on = matches!(applied, Applied::To(_) | Applied::Staged(_))
+                && received.has_more_behind()
+                && taken.len() < TOGETHER_MAX
+                && began.elapsed() < TOGETHER_FOR;
+            match if goes_on { more() } else { None } {
+                Some(next) => received = next,
+                None => {
+                    images.write(tx)?;
+                    return Ok(Together { applied, reached });
+                }
+            }
         }
-        Ok(applied)
+    });
+    match applied {
+        Ok(together) => {
+            told.tell();
+            if together.reached.is_some() {
+                driver.tell()?;
+            }
+            Ok(Ok(together))
+        }
+        Err(error) if is_constraint(&error) => Ok(Err(taken)),
+        Err(error) => Err(error),
     }
 }
 
@@ -171,6 +266,47 @@ impl Following {
         })
     }
 
+    /// Takes entries, and with them, in one transaction, what `more` says is there behind them from the same leader: of a
+    /// record that several of them change, the table sees the last image only. With what that came to comes the leader's top,
+    /// as the last of them told it.
+    pub(crate) fn take_together(
+        &mut self,
+        driver: &mut Driver,
+        first: Box<Received>,
+        more: &mut dyn FnMut() -> Option<Box<Received>>,
+    ) -> Result<(Heard, Position), Error> {
+        let (lead, mut top, changes) = (first.lead, first.top, first.changes.clone());
+        if let Some(foreign) = self.foreign(lead) {
+            return Ok((foreign, top));
+        }
+        let messages = match apply_together(driver, first, more)? {
+            Ok(Together { applied, reached }) => {
+                let applied = match (applied, reached) {
+                    (Applied::Staged(_), Some((position, _))) => Applied::To(position),
+                    (applied, _) => applied,
+                };
+                return Ok((self.came_to(lead, applied), reached.map_or(top, |(_, top)| top)));
+            }
+            Err(messages) => messages,
+        };
+        let mut heard = Heard::Nothing;
+        for message in messages {
+            let damaged = |e: Unreadable| Error::Damaged(format!("what was read before: {e}"));
+            let Unpacked::Entries(mut received) = Unpacked::of(message, &changes).map_err(damaged)? else {
+                continue;
+            };
+            top = received.top;
+            heard = self.take_entries(driver, &mut received)?;
+            if let Heard::Again = heard {
+                heard = self.take_entries(driver, &mut received)?;
+            }
+            if let Heard::End(_) = heard {
+                break;
+            }
+        }
+        Ok((heard, top))
+    }
+
     /// Takes entries.
     pub(crate) fn take_entries(
         &mut self,
@@ -181,21 +317,25 @@ impl Following {
             return Ok(foreign);
         }
         let applied = match received.apply(driver) {
-            Err(error) if is_constraint(&error) && received.rows == Rows::AsTheyCome => {
-                received.rows = Rows::StepOutFirst;
+            Err(error) if is_constraint(&error) && !received.step_out => {
+                received.step_out = true;
                 return Ok(Heard::Again);
             }
             applied => applied?,
         };
+        Ok(self.came_to(received.lead, applied))
+    }
+
+    fn came_to(&mut self, lead: Term, applied: Applied) -> Heard {
         let peer = self.peer;
-        Ok(match applied {
+        match applied {
             Applied::To(position) => {
-                self.lead = Some(received.lead);
+                self.lead = Some(lead);
                 Heard::Applied(position)
             }
             Applied::Staged(_) => {
                 // The term was looked at: what is pending goes while the rest of a large group comes.
-                self.lead = Some(received.lead);
+                self.lead = Some(lead);
                 Heard::Staged
             }
             Applied::OutOfOrder(position) => Heard::End(End::Lost(format!(
@@ -209,7 +349,7 @@ impl Following {
                 "entry {seq} here differs from device {peer}'s; nothing was changed. One of the two databases was \
                  changed from outside or restored: keep a copy and let this device join anew"
             ))),
-        })
+        }
     }
 
     /// What a message comes to for which nothing has to be looked up; `None` where it takes a step ([`Following::take`]).

@@ -288,7 +288,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        apply::{Applied, Arrived, Rows, apply},
+        apply::{Applied, Arrived, Images, Rows, apply},
         entry::{Batch, Body, Entry, Group},
         id::{DeviceId, Incarnation, LibraryId, Origin, OriginSeq, Position, Seq, Term},
         model::{ModelDescriptor, Recorder},
@@ -353,35 +353,30 @@ mod tests {
 
         /// Applies the leader's changes as one batch.
         fn take(&mut self, changes: Vec<Change>) {
-            let first = self.top.next();
-            let last = Seq(self.top.0 + changes.len() as u64);
-            let group = Group {
-                origin: Origin(uuid::Uuid::from_u128(9)),
-                device: LEADER,
-                tag: first.0,
-                base: Position::EMPTY,
-                seen: Vec::new(),
-                first_n: OriginSeq(first.0),
-                last_n: OriginSeq(last.0),
-                first,
-                last,
-            };
-            self.take_as(group, changes);
+            self.take_as(group(self.top, changes.len()), changes);
+        }
+
+        /// Applies batches of the leader's changes in one transaction.
+        fn take_together(&mut self, batches: &[Vec<Change>]) {
+            let mut top = self.top;
+            let applied = self.store.transaction(|tx| {
+                let mut images = Images::default();
+                for changes in batches {
+                    let group = group(top, changes.len());
+                    top = group.last;
+                    let mut arrived = arrived(group, changes.clone());
+                    let applied = apply(tx, LEAD, &mut arrived, &[], Rows::AtTheEnd(&mut images), None)?;
+                    assert_eq!(applied, Applied::To(Position { term: LEAD, seq: top }));
+                }
+                images.write(tx)
+            });
+            applied.unwrap();
+            self.top = top;
         }
 
         fn take_as(&mut self, group: Group, changes: Vec<Change>) {
-            let after = match self.top {
-                Seq(0) => Position::EMPTY,
-                seq => Position { term: LEAD, seq },
-            };
-            let entries = (0..).zip(changes).map(|(i, change)| Entry {
-                seq: Seq(group.first.0 + i),
-                term: LEAD,
-                n: Some(OriginSeq(group.first_n.0 + i)),
-                body: Body::Change(change),
-            });
             let last = group.last;
-            let mut arrived = Arrived::of(Batch { after, entries: entries.collect(), groups: vec![group] });
+            let mut arrived = arrived(group, changes);
             let applied =
                 self.store.transaction(|tx| apply(tx, LEAD, &mut arrived, &[], Rows::AsTheyCome, None));
             assert_eq!(applied.unwrap(), Applied::To(Position { term: LEAD, seq: last }));
@@ -398,6 +393,85 @@ mod tests {
             let sql = "SELECT text || ' ' || rank || ' ' || count FROM notes";
             self.application.query_row(sql, [], |row| row.get(0)).unwrap()
         }
+
+        fn notes(&self) -> Vec<String> {
+            let sql = "SELECT id || ' ' || text || ' ' || rank || ' ' || count FROM notes ORDER BY id";
+            let mut statement = self.application.prepare(sql).unwrap();
+            statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+        }
+    }
+
+    /// The leader's next group, of so many changes.
+    fn group(top: Seq, count: usize) -> Group {
+        let (first, last) = (top.next(), Seq(top.0 + count as u64));
+        Group {
+            origin: Origin(uuid::Uuid::from_u128(9)),
+            device: LEADER,
+            tag: first.0,
+            base: Position::EMPTY,
+            seen: Vec::new(),
+            first_n: OriginSeq(first.0),
+            last_n: OriginSeq(last.0),
+            first,
+            last,
+        }
+    }
+
+    fn arrived(group: Group, changes: Vec<Change>) -> Arrived {
+        let after = match group.first {
+            Seq(1) => Position::EMPTY,
+            first => Position { term: LEAD, seq: Seq(first.0 - 1) },
+        };
+        let entries = (0..).zip(changes).map(|(i, change)| Entry {
+            seq: Seq(group.first.0 + i),
+            term: LEAD,
+            n: Some(OriginSeq(group.first_n.0 + i)),
+            body: Body::Change(change),
+        });
+        Arrived::of(Batch { after, entries: entries.collect(), groups: vec![group] })
+    }
+
+    /// What somebody else does to three records, in batches: as the leader's log would tell it.
+    fn random_batches(store: &Store, mut dice: impl FnMut(u64) -> u64) -> Vec<Vec<Change>> {
+        let mut rows: [Option<(String, i64, i64)>; 3] = Default::default();
+        let mut batches = Vec::new();
+        for batch in 0..4 {
+            let mut changes = Vec::new();
+            for i in 0..=dice(4) {
+                let record = usize::try_from(dice(3)).unwrap();
+                let (text, rank, count) = rows[record].clone().unwrap_or_default();
+                let was_there = rows[record].is_some();
+                let delete = was_there && dice(4) == 0;
+                let field = if was_there && !delete { Some(1 + dice(3) as u16) } else { None };
+                let next = match field {
+                    Some(1) => (format!("theirs {batch}.{i}"), rank, count),
+                    Some(2) => (text, rank + 1, count),
+                    Some(_) => (text, rank, count + 10),
+                    None => (format!("new {batch}.{i}"), 0, 0),
+                };
+                let mut change =
+                    change(store, &next.0, next.1, next.2, Some(field.into_iter().collect::<Vec<_>>()));
+                change.record = format!("n{record}");
+                change.row[0] = Value::Text(change.record.as_str().into());
+                change.existed = was_there;
+                if field.is_none() {
+                    change.fields = None;
+                }
+                if was_there && dice(5) == 0 {
+                    // It came too late, and left things as they were.
+                    change.outcome = Some(Box::new(crate::entry::Outcome::nothing()));
+                } else {
+                    rows[record] = (!delete).then_some(next);
+                }
+                if delete {
+                    change.kind = EntryKind::Delete;
+                    change.row[1..].fill(Value::Null);
+                }
+                changes.push(change);
+            }
+            batches.push(changes);
+        }
+        batches
     }
 
     fn change(store: &Store, text: &str, rank: i64, count: i64, fields: Option<Vec<u16>>) -> Change {
@@ -465,5 +539,47 @@ mod tests {
         }));
         follower.take_as(group, vec![own]);
         assert_eq!(follower.note(), "again 7 10", "the log's own, once nothing is pending");
+    }
+
+    #[tokio::test]
+    async fn batches_in_one_transaction_leave_what_they_leave_one_by_one() {
+        for seed in 0..24 {
+            let mut state = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed + 1);
+            let mut dice = |sides: u64| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 11) % sides
+            };
+            let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            let mut single = Follower::open(folders[0].path()).await;
+            let mut together = Follower::open(folders[1].path()).await;
+            let mut batches = random_batches(&single.store, &mut dice);
+            let before = batches.split_off(2);
+            let (before, after) = (batches, before);
+            for follower in [&mut single, &mut together] {
+                for batch in &before {
+                    follower.take(batch.clone());
+                }
+            }
+            let writes = [
+                "UPDATE notes SET text = 'mine' WHERE id = 'n0'",
+                "UPDATE notes SET count = count + 1 WHERE id <> 'n2'",
+                "DELETE FROM notes WHERE id = 'n2'",
+                "INSERT OR IGNORE INTO notes VALUES ('n1', 'mine', 5, 5)",
+            ];
+            for write in writes {
+                if dice(2) == 0 {
+                    single.write(write);
+                    together.write(write);
+                }
+            }
+            assert_eq!(single.notes(), together.notes());
+            for batch in &after {
+                single.take(batch.clone());
+            }
+            together.take_together(&after);
+            assert_eq!(single.notes(), together.notes(), "seed {seed}");
+        }
     }
 }

@@ -158,6 +158,11 @@ pub(crate) fn origins(conn: &Connection) -> Result<Vec<i64>, Error> {
     Ok(origins)
 }
 
+/// Whether anything is pending.
+pub(crate) fn is_any(conn: &Connection) -> Result<bool, Error> {
+    Ok(conn.prepare_cached("SELECT 1 FROM sync_pending LIMIT 1")?.exists([])?)
+}
+
 /// Settles what the log shows now: the changes of a group, none of which has a higher stamp. How many there were.
 pub(crate) fn settle(conn: &Connection, origin_row: i64, group: &Group, stamp: u64) -> Result<usize, Error> {
     // A change is kept under its stamp, so that those that were made later are not even looked at.

@@ -20,7 +20,7 @@ use tidelog::{
     id::{DeviceId, LibraryId},
     transport::{Channel, MessageReceiver, SharedTransport, Transport, TransportError},
 };
-use tidelog_tests::devices::{Device, Site, device, eventually, level, number, reader, soon};
+use tidelog_tests::devices::{Device, Site, connect, device, eventually, level, number, reader, soon};
 use tokio::sync::{Semaphore, mpsc};
 
 /// Entries of the large transaction: some parts of a batch's size each.
@@ -309,4 +309,53 @@ async fn a_cascade_over_a_row_that_is_too_large_leaves_it_where_it_is() {
     assert_eq!(number(&leader.path, "SELECT count(*) FROM teams WHERE lead_id IS NULL"), 2);
     leader.shows("the quarantine", |s| s.quarantined == 2).await;
     assert_eq!(number(&follower.path, "SELECT count(*) FROM teams"), 1);
+}
+
+/// Many transactions over the same rows: written, their places handed round, deleted and there again.
+const CHURN: [&[&str]; 8] = [
+    &["UPDATE items SET name = name || ' one'"],
+    // No order of the single rows satisfies their being unique.
+    &["UPDATE items SET place = -1 - place", "UPDATE items SET place = (-place) % 3000"],
+    &["UPDATE items SET name = name || ' two'"],
+    &["DELETE FROM items WHERE id < 'i1500'"],
+    &["INSERT INTO items (id, name, place)
+       WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 1199)
+       SELECT printf('i%04d', i), 'again ' || i, 5000 + i FROM n"],
+    &["UPDATE items SET name = name || ' three', place = place + 10000"],
+    &["UPDATE items SET place = place - 10000"],
+    &["UPDATE items SET name = name || ' four'"],
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_rows_that_many_transactions_changed_meanwhile_a_follower_ends_with_the_last() {
+    let site = Site::new();
+    let leader = site.leader().await;
+    leader
+        .write(&["WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 2999)
+                  INSERT INTO items (id, name, place) SELECT printf('i%04d', i), 'item ' || i, i FROM n"])
+        .await;
+    let (idle, busy) = (site.follower(2).await, site.follower(3).await);
+    level(&leader, &[&idle, &busy]).await;
+    idle.stop().await;
+    busy.stop().await;
+    for transaction in CHURN {
+        leader.write(transaction).await;
+        leader.sealed().await;
+    }
+    let offline = connect(&site.path("follower-3")).await;
+    for statement in [
+        "UPDATE items SET seen_here = 7",
+        "UPDATE items SET payload = x'01' WHERE id BETWEEN 'i2000' AND 'i2099'",
+        "DELETE FROM items WHERE id BETWEEN 'i1000' AND 'i1009'",
+        "UPDATE items SET name = 'offline' WHERE id BETWEEN 'i0500' AND 'i0509'",
+        "INSERT INTO items (id, name, place) VALUES ('new', 'in the way of another', 5500)",
+    ] {
+        offline.execute_unprepared(statement).await.unwrap();
+    }
+    offline.close().await.unwrap();
+    let (idle, busy) = (site.follower(2).await, site.follower(3).await);
+    soon("the offline follower's barrier", busy.library.barrier()).await.unwrap();
+    level(&leader, &[&idle, &busy]).await;
+    let kept = number(&busy.path, "SELECT count(*) FROM items WHERE seen_here = 7 AND id > 'i1499'");
+    assert_eq!(kept, 1500, "what is local stays with rows that were never gone");
 }

@@ -4,11 +4,15 @@
 //! channel is read and unpacked on a task of its own, a batch ahead of the one that is being applied. What was
 //! applied is confirmed when it is durable, at most every [`CONFIRM_EVERY`].
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::{
-    sync::{broadcast, mpsc, oneshot},
+    sync::{
+        broadcast,
+        mpsc::{self, error::TryRecvError},
+        oneshot,
+    },
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
@@ -36,6 +40,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 const OPEN_MAX: Duration = Duration::from_secs(10);
 /// Batches unpacked ahead of the one that is applied: some 11 MiB each, beside those that are being packed and freed.
 const AHEAD: usize = 1;
+/// A transaction that applies several batches waits for the next at most this long: for it to be unpacked.
+const COMES_AT_ONCE: Duration = Duration::from_millis(5);
+/// How often it looks meanwhile.
+const LOOK_EVERY: Duration = Duration::from_micros(200);
 /// Pushes that may wait for an answer: what the leader is busy with while a large group is applied here. They are kept by
 /// neither side, but where the network has them.
 const PUSHES_AHEAD: usize = 4;
@@ -168,13 +176,14 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
     let Begun { subscribe, mut older, top } = shared.library.engine.step(following::subscribe).await?;
     send(sender.as_mut(), &subscribe).await?;
 
-    let (unpacked, mut inbox) = mpsc::channel(AHEAD);
+    let (unpacked, inbox) = mpsc::channel(AHEAD);
     let mut tasks = JoinSet::new();
     tasks.spawn(unpack(receiver, shared.library.changes.clone(), unpacked));
     let mut session = Session {
         shared,
         following: Following::of(peer),
         sender,
+        inbox: Inbox { receiver: inbox, put_back: None },
         asked: Vec::new(),
         questions: 0,
         confirmed: top,
@@ -189,7 +198,7 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
         let confirm_at = session.confirm_at.unwrap_or_else(|| Instant::now() + SILENCE_MAX);
         tokio::select! {
             biased;
-            message = timeout_at(silent_at, inbox.recv()) => match message {
+            message = timeout_at(silent_at, session.inbox.next()) => match message {
                 Ok(Some(Ok(unpacked))) => {
                     let end = match unpacked {
                         Unpacked::Entries(received) => session.take_entries(received).await?,
@@ -247,10 +256,47 @@ async fn unpack(
     }
 }
 
+/// What was unpacked and is to be taken.
+struct Inbox {
+    receiver: mpsc::Receiver<Result<Unpacked, String>>,
+    /// Was looked at, and is the next.
+    put_back: Option<Result<Unpacked, String>>,
+}
+
+impl Inbox {
+    async fn next(&mut self) -> Option<Result<Unpacked, String>> {
+        match self.put_back.take() {
+            Some(next) => Some(next),
+            None => self.receiver.recv().await,
+        }
+    }
+
+    /// The next, if it is there or comes at once and holds entries that were sent in this term. To be asked on a thread that
+    /// may wait.
+    fn entries_of(&mut self, lead: Term) -> Option<Box<Received>> {
+        let patience = std::time::Instant::now() + COMES_AT_ONCE;
+        let next = loop {
+            match self.put_back.take().map_or_else(|| self.receiver.try_recv(), Ok) {
+                Ok(next) => break next,
+                Err(TryRecvError::Empty) if std::time::Instant::now() < patience => thread::sleep(LOOK_EVERY),
+                Err(_) => return None,
+            }
+        };
+        match next {
+            Ok(Unpacked::Entries(received)) if received.lead() == lead => Some(received),
+            other => {
+                self.put_back = Some(other);
+                None
+            }
+        }
+    }
+}
+
 struct Session<'s> {
     shared: &'s Arc<Shared>,
     following: Following,
     sender: Box<dyn MessageSender>,
+    inbox: Inbox,
     /// Who waits for the leader's top.
     asked: Vec<(u64, oneshot::Sender<Position>)>,
     /// Number of the last question.
@@ -336,8 +382,46 @@ impl Session<'_> {
         self.shared.library.engine.pulse().borrow().pending_ends
     }
 
-    async fn take_entries(&mut self, mut received: Box<Received>) -> Result<Option<End>, Error> {
-        let (catching_up, top) = (received.arrived.is_large(), received.top);
+    async fn take_entries(&mut self, received: Box<Received>) -> Result<Option<End>, Error> {
+        let catching_up = received.arrived.is_large();
+        let (heard, top) = if catching_up && received.has_more_behind() && received.arrived.is_of_known() {
+            self.take_together(received).await?
+        } else {
+            let top = received.top;
+            (self.take_one(received).await?, top)
+        };
+        match heard {
+            Heard::Applied(position) => {
+                self.applied = position;
+                self.show(top);
+                if self.confirm_at.is_none() {
+                    let wait = if catching_up { CONFIRM_CATCHING_UP } else { CONFIRM_EVERY };
+                    self.confirm_at = Some(Instant::now() + wait);
+                }
+            }
+            Heard::End(end) => return Ok(Some(end)),
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    /// Takes entries with those that are there behind them: more of the same records is likely.
+    async fn take_together(&mut self, first: Box<Received>) -> Result<(Heard, Position), Error> {
+        let (mut following, lead) = (self.following.clone(), first.lead());
+        let (_, nobody) = mpsc::channel(1);
+        let nothing = Inbox { receiver: nobody, put_back: None };
+        let mut inbox = std::mem::replace(&mut self.inbox, nothing);
+        let step = move |driver: &mut Driver| {
+            let done = following.take_together(driver, first, &mut || inbox.entries_of(lead))?;
+            Ok((done, following, inbox))
+        };
+        let done;
+        (done, self.following, self.inbox) = self.shared.library.engine.step(step).await?;
+        Ok(done)
+    }
+
+    async fn take_one(&mut self, mut received: Box<Received>) -> Result<Heard, Error> {
+        let catching_up = received.arrived.is_large();
         let heard = loop {
             let mut following = self.following.clone();
             let small = received.is_small();
@@ -357,19 +441,7 @@ impl Session<'_> {
             // Freeing what arrived is work too, and the next batch waits for neither.
             drop(tokio::task::spawn_blocking(move || drop(received)));
         }
-        match heard {
-            Heard::Applied(position) => {
-                self.applied = position;
-                self.show(top);
-                if self.confirm_at.is_none() {
-                    let wait = if catching_up { CONFIRM_CATCHING_UP } else { CONFIRM_EVERY };
-                    self.confirm_at = Some(Instant::now() + wait);
-                }
-            }
-            Heard::End(end) => return Ok(Some(end)),
-            _ => {}
-        }
-        Ok(None)
+        Ok(heard)
     }
 
     /// Shows that the subscription stands and how far behind this device is.
