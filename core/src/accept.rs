@@ -137,7 +137,8 @@ fn fresh_of(tx: &Tx<'_>, group: &Group) -> Result<Fresh, Error> {
 fn keep_forked(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, known: u64) -> Result<(), Error> {
     let row = origin_row(tx.conn, group.origin, group.device)?;
     let mut kept = Vec::new();
-    pushed.each(tx, group, |n, change| {
+    pushed.each(tx, group, |n, body| {
+        let Body::Change(change) = body else { return Ok(()) };
         let identity = Identity::of(group, Some(n));
         if n.0 - group.first_n.0 < known
             && log::other_tag(tx.conn, row, n, n, group.tag)?.is_some()
@@ -263,7 +264,11 @@ impl Pass {
         let mut appender = Appender::new(tx, top)?;
         // A decision without effect takes what followed from it with it: each is a group of its own.
         let mut fell = false;
-        pushed.each(tx, group, |n, change| {
+        pushed.each(tx, group, |n, body| {
+            let Body::Change(change) = body else {
+                seq = seq.next();
+                return appender.push(&Entry { seq, term, n: Some(n), body: body.clone() });
+            };
             let mut change = change.clone();
             change.rank_at(now);
             let outcome = match refused.get(&n) {

@@ -503,6 +503,11 @@ fn write_stepping_out(
     each_part(tx, parts, arrived, |tx, part| step_out_all(tx, part, &mut kept))?;
     each_part(tx, parts, arrived, write_last).map_err(|error| explain(tx, error))?;
     overlay::lay_over(tx, &pending)?;
+    put_back(tx, kept)
+}
+
+/// Gives rows that stepped out and came back the values of their local columns.
+pub(crate) fn put_back(tx: &Tx<'_>, kept: LocalValues) -> Result<(), Error> {
     for ((model, _), (key, values)) in kept {
         let sql = tx.models[model].sql.update_local.as_deref().unwrap_or_default();
         tx.conn.prepare_cached(sql)?.execute(params_from_iter(values.iter().chain(&key).map(Bound)))?;
@@ -561,7 +566,7 @@ fn explain(tx: &Tx<'_>, error: Error) -> Error {
 }
 
 /// Values of local columns of rows that stepped out, by model and record: key, values.
-type LocalValues = HashMap<(usize, String), (Vec<Value>, Vec<Value>)>;
+pub(crate) type LocalValues = HashMap<(usize, String), (Vec<Value>, Vec<Value>)>;
 
 /// Writes a part's images: of each record the last.
 fn write_part(tx: &Tx<'_>, part: &Arrived, has_pending: bool) -> Result<(), Error> {
@@ -642,7 +647,7 @@ fn has_other_key(tx: &Tx<'_>, change: &Change) -> bool {
 }
 
 /// Takes a record's row out of its table, keeping what is local.
-fn step_out(tx: &Tx<'_>, change: &Change, kept: &mut LocalValues) -> Result<(), Error> {
+pub(crate) fn step_out(tx: &Tx<'_>, change: &Change, kept: &mut LocalValues) -> Result<(), Error> {
     match Writer::new(tx, &change.shape)? {
         Some(mut writer) => writer.step_out(tx, change, kept),
         None => Ok(()),

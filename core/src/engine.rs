@@ -30,6 +30,7 @@ use crate::{
     id::{Position, Seq},
     pending,
     seal::{self, Fresh},
+    sequence,
     store::{self, Replica, Store, Tx},
 };
 
@@ -299,6 +300,7 @@ impl Drop for Engine {
 fn run(shared: &Mutex<Option<Driver>>, inbox: &Receiver<Command>, woken: &AtomicBool) {
     let _ending = Ending(shared);
     let mut seals = Seals { seen: None, dirty: true, not_before: Instant::now(), on: false };
+    let mut sequences = Instant::now();
     loop {
         let rest = seals.not_before.saturating_duration_since(Instant::now());
         let wait = if seals.dirty && seals.on { rest.min(LOOK_EVERY) } else { LOOK_EVERY };
@@ -314,6 +316,7 @@ fn run(shared: &Mutex<Option<Driver>>, inbox: &Receiver<Command>, woken: &Atomic
             step(driver);
         }
         driver.seal_if_due(&mut seals, woken);
+        driver.sequence_if_due(&mut sequences);
         driver.count_if_due();
     }
 }
@@ -381,6 +384,23 @@ impl Driver {
                 (true, Instant::now() + RETRY_AFTER)
             }
         };
+    }
+
+    /// Takes what is pending on a leader, if there is anything.
+    fn sequence_if_due(&mut self, not_before: &mut Instant) {
+        let due = {
+            let pulse = self.pulse.borrow();
+            pulse.leads && pulse.pending_ends.is_some()
+        };
+        if !due || Instant::now() < *not_before {
+            return;
+        }
+        let done = sequence::own(self).and_then(|_| self.publish_if_failed());
+        if let Err(error) = done {
+            tracing::warn!(%error, "what is pending was not sequenced, which will be tried again");
+            self.pulse.send_modify(|pulse| pulse.error = Some(error.to_string()));
+            *not_before = Instant::now() + RETRY_AFTER;
+        }
     }
 
     /// One seal, made durable and told of. Whether more waits, and how long the writer was held. What nobody `told` of may be a commit of

@@ -15,6 +15,7 @@ use crate::{
     pending::{self, PushedUpTo},
     status::{AppliedChange, ChangeKind},
     store, term,
+    unwind::{Unwinding, Unwound},
     wire::{HISTORY_MAX, Message, PushStop, Unreadable},
 };
 
@@ -27,6 +28,8 @@ pub(crate) enum End {
     Lost(String),
     /// Waiting does not help.
     Stopped(String),
+    /// The log here parts from the leader's: its tail goes back into pending before it is followed again.
+    Diverged(Unwinding),
 }
 
 /// What a message came to.
@@ -91,6 +94,13 @@ pub(crate) fn more_history(older: &mut Vec<Run>) -> Message {
 fn newest(runs: &mut Vec<Run>) -> (Vec<Run>, bool) {
     let newest = runs.split_off(runs.len().saturating_sub(HISTORY_MAX));
     (newest, runs.is_empty())
+}
+
+/// Takes a chunk of a tail that parts from the leader's log back into pending, and tells of it.
+pub(crate) fn unwind(driver: &mut Driver, unwinding: &mut Unwinding) -> Result<Unwound, Error> {
+    let unwound = driver.transaction(|tx| unwinding.chunk(tx))?;
+    driver.tell()?;
+    Ok(unwound)
 }
 
 /// A message from the leader, with what could be done about it beside the step.
@@ -394,10 +404,9 @@ impl Following {
                 Ok(self.adopt(driver, lead)?.unwrap_or(Heard::Nothing))
             }
             Message::PushStopped { why, .. } => Ok(Heard::End(self.push_stopped(driver, why)?)),
-            Message::Diverged { common, top, .. } => Ok(Heard::End(End::Stopped(format!(
-                "the log here, up to {top}, parts from device {peer}'s after entry {common}; nothing was changed. \
-                 This device wrote or followed another history: keep a copy of its database and let it join anew"
-            )))),
+            Message::Diverged { lead, common, top } => {
+                Ok(Heard::End(End::Diverged(Unwinding::new(lead, common, top))))
+            }
             Message::BelowFloor { common, floor, .. } => Ok(Heard::End(End::Stopped(format!(
                 "device {peer} has compacted its log up to {floor}, and this device has it only up to {common}; \
                  nothing was changed. Let this device join anew"

@@ -141,6 +141,7 @@ mod term;
 pub mod testing;
 pub mod transport;
 mod tree;
+mod unwind;
 pub mod value;
 pub mod why;
 mod wire;

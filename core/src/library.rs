@@ -25,7 +25,7 @@ use crate::{
     id::{DeviceId, LibraryId, Position, Term},
     model::{ModelDescriptor, Recorder, Syncable},
     node::{self, Node, Readers},
-    seal,
+    seal, sequence,
     status::{AppliedChange, Link, Role, Status},
     store::{self, Model, Replica, Store},
     term::{self, Entrance},
@@ -378,6 +378,7 @@ impl Library {
             .engine
             .step(|driver| {
                 driver.transaction(seal::seal_all)?;
+                sequence::own(driver)?;
                 driver.publish()?;
                 let replica = store::replica(driver.store.connection())?;
                 let own_top = replica.filter(Replica::is_leader).map(|replica| replica.top);
@@ -463,6 +464,7 @@ impl Library {
             node.stop().await;
             let sealed = self.inner.engine.step(|driver| {
                 driver.transaction(seal::seal_all)?;
+                sequence::own(driver)?;
                 driver.publish()
             });
             if let Err(error) = sealed.await {

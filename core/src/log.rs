@@ -421,16 +421,7 @@ impl<'m> LogReader<'m> {
         let body = match kind {
             EntryKind::TermStart => Body::TermStart { stamp, at },
             EntryKind::Member => {
-                let member = value::row_from_json(data).ok().and_then(|row| match row.as_slice() {
-                    [(device, Value::Text(text)), (role, Value::Integer(number))]
-                        if device == "device" && role == "role" =>
-                    {
-                        let device = DeviceId::parse(std::str::from_utf8(text).ok()?)?;
-                        Some((device, u8::try_from(*number).ok()?))
-                    }
-                    _ => None,
-                });
-                let (device, role) = member
+                let (device, role) = member_of(data)
                     .ok_or_else(|| Error::Damaged(format!("entry {seq} names no device with its role")))?;
                 Body::Member { device, role, stamp, at }
             }
@@ -464,6 +455,18 @@ impl<'m> LogReader<'m> {
             }
         };
         Ok(Entry { seq, term, n: row.get::<_, Option<u64>>(2)?.map(OriginSeq), body })
+    }
+}
+
+/// The device that became a member and the precedence of its role, of what a row of the log keeps.
+pub(crate) fn member_of(data: &str) -> Option<(DeviceId, u8)> {
+    match value::row_from_json(data).ok()?.as_slice() {
+        [(device, Value::Text(text)), (role, Value::Integer(number))]
+            if device == "device" && role == "role" =>
+        {
+            Some((DeviceId::parse(std::str::from_utf8(text).ok()?)?, u8::try_from(*number).ok()?))
+        }
+        _ => None,
     }
 }
 

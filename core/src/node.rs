@@ -22,7 +22,7 @@ use crate::{
     id::Seq,
     id::{DeviceId, Position, Term},
     library::Inner,
-    serving,
+    sequence, serving,
     status::{Follower, Link, Role, Status},
     store::{self, Model},
     term::{self, Started},
@@ -113,13 +113,13 @@ pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Re
         .library
         .engine
         .step(move |driver| {
-            let started = driver.transaction(|tx| {
-                let started = term::start(tx, device, &precedence)?;
-                term::admit(tx, &peers, &precedence)?;
-                term::set_roles(tx, &precedence)?;
-                Ok(started)
-            })?;
+            let started = driver.transaction(|tx| term::start(tx, device, &precedence))?;
             driver.begin_sealing();
+            sequence::own(driver)?;
+            driver.transaction(|tx| {
+                term::admit(tx, &peers, &precedence)?;
+                term::set_roles(tx, &precedence)
+            })?;
             driver.publish()?;
             Ok(started)
         })

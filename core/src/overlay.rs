@@ -10,14 +10,14 @@ use std::{collections::HashSet, sync::Arc};
 use rusqlite::{params, params_from_iter, types::ValueRef};
 
 use crate::{
-    apply::{Writer, is_constraint},
+    apply::{LocalValues, Writer, is_constraint, put_back, step_out},
     entry::{Change, EntryKind, Shape},
     error::Error,
     layout::{Layouts, RecordId, last_logged},
     log::changed_fields,
     pending, resolve,
     sql::Bound,
-    store::Tx,
+    store::{Mode, Tx},
     tree,
     value::Value,
 };
@@ -176,7 +176,14 @@ fn image(change: &Change, shape: Arc<Shape>, kind: EntryKind, row: Vec<Value>) -
     }
 }
 
-/// The first pending change of each record that has any.
+/// The change as far as it names its record.
+pub(crate) fn key_of(change: &Change) -> Change {
+    let mut row = vec![Value::Null; change.row.len()];
+    change.shape.key.iter().for_each(|&i| row[i] = change.row[i].clone());
+    image(change, Arc::clone(&change.shape), EntryKind::Delete, row)
+}
+
+/// The records that have pending changes, each named by one that did nothing but that.
 pub(crate) fn pending_records(tx: &Tx<'_>) -> Result<Vec<Change>, Error> {
     let mut layouts = Layouts::new(tx.models);
     let mut seen = HashSet::new();
@@ -184,9 +191,12 @@ pub(crate) fn pending_records(tx: &Tx<'_>) -> Result<Vec<Change>, Error> {
     let mut statement = tx.conn.prepare_cached(pending::BY_ID)?;
     let mut rows = statement.query([i64::MIN])?;
     while let Some(row) = rows.next()? {
+        if !pending::is_change(row)? {
+            continue;
+        }
         let change = pending::read_change(tx.conn, &mut layouts, row)?;
         if seen.insert((Arc::clone(&change.shape), change.record.clone())) {
-            changes.push(change);
+            changes.push(key_of(&change));
         }
     }
     Ok(changes)
@@ -226,6 +236,9 @@ fn children(tx: &Tx<'_>) -> Result<Vec<(usize, Vec<Value>, String)>, Error> {
     let mut statement = tx.conn.prepare_cached(pending::BY_ID)?;
     let mut rows = statement.query([i64::MIN])?;
     while let Some(row) = rows.next()? {
+        if !pending::is_change(row)? {
+            continue;
+        }
         let change = pending::read_change(tx.conn, &mut layouts, row)?;
         let model = tx.models.iter().position(|m| m.descriptor.id == change.shape.model);
         let Some(model) = model.filter(|&m| tx.models[m].references.has_any()) else { continue };
@@ -246,15 +259,93 @@ fn set_state(tx: &Tx<'_>, model: &str, record: &str, state: &str) -> Result<(), 
     Ok(())
 }
 
-/// Brings records that stepped out back: as the log has them, and then, one after the other, with what is pending. What
-/// does not fit stays as the log has it, blocked.
-pub(crate) fn lay_over(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
+/// Writes records anew: as the log has them, with what is pending laid over. What else is pending makes room where it is in
+/// the way.
+pub(crate) fn rewrite(tx: &mut Tx<'_>, records: &[Change]) -> Result<(), Error> {
+    if tx.foreign_triggers {
+        tx.set_mode(Mode::Off)?;
+    }
+    tx.conn.execute_batch("SAVEPOINT rewritten")?;
+    match write_anew(tx, records) {
+        Err(error) if is_constraint(&error) => {
+            tx.conn.execute_batch("ROLLBACK TO rewritten")?;
+            let mut all = pending_records(tx)?;
+            let pending: HashSet<(String, String)> =
+                all.iter().map(|p| (p.shape.model.clone(), p.record.clone())).collect();
+            let is_other = |r: &&Change| !pending.contains(&(r.shape.model.clone(), r.record.clone()));
+            all.extend(records.iter().filter(is_other).cloned());
+            write_anew(tx, &all)?;
+        }
+        written => written?,
+    }
+    tx.conn.execute_batch("RELEASE rewritten")?;
+    step_out_blocked_orphans(tx)?;
+    if tx.foreign_triggers {
+        tx.set_mode(Mode::Capture)?;
+    }
+    Ok(())
+}
+
+fn write_anew(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
+    let mut kept = LocalValues::new();
+    for record in records {
+        step_out(tx, record, &mut kept)?;
+    }
+    lay_over(tx, records)?;
+    put_back(tx, kept)
+}
+
+/// Writes records as the log has them, without what is pending of them: what is local of their rows, for [`come_back`].
+pub(crate) fn step_aside(tx: &Tx<'_>, records: &[Change]) -> Result<LocalValues, Error> {
+    let mut kept = LocalValues::new();
+    if tx.foreign_triggers {
+        tx.set_mode(Mode::Off)?;
+    }
+    for record in records {
+        step_out(tx, record, &mut kept)?;
+    }
+    write_logged(tx, records)?;
+    if tx.foreign_triggers {
+        tx.set_mode(Mode::Capture)?;
+    }
+    Ok(kept)
+}
+
+/// Writes records with what is pending of them, after [`step_aside`].
+pub(crate) fn come_back(tx: &mut Tx<'_>, records: &[Change], kept: LocalValues) -> Result<(), Error> {
+    if tx.foreign_triggers {
+        tx.set_mode(Mode::Off)?;
+    }
+    lay_over(tx, records)?;
+    put_back(tx, kept)?;
+    step_out_blocked_orphans(tx)?;
+    if tx.foreign_triggers {
+        tx.set_mode(Mode::Capture)?;
+    }
+    Ok(())
+}
+
+fn write_logged(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
     let mut overlay = Overlay::new(tx);
     for record in records {
         if let Some(mut writer) = Writer::new(tx, &record.shape)? {
             writer.replace(&overlay.logged(tx, record)?)?;
         }
     }
+    Ok(())
+}
+
+/// Where something had to leave its table, what refers to it has to leave too.
+fn step_out_blocked_orphans(tx: &Tx<'_>) -> Result<(), Error> {
+    let blocked = tx.conn.prepare_cached("SELECT 1 FROM sync_pending WHERE state = 'blocked'")?.exists([])?;
+    if blocked { step_out_orphans(tx) } else { Ok(()) }
+}
+
+/// Brings records that stepped out back: as the log has them, and then, one after the other, with what is pending. What
+/// does not fit stays as the log has it, blocked.
+pub(crate) fn lay_over(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
+    write_logged(tx, records)?;
+    let mut overlay = Overlay::new(tx);
     for record in records {
         let Some(mut writer) = Writer::new(tx, &record.shape)? else { continue };
         // Settled by the batch: nothing is pending any more.

@@ -107,9 +107,12 @@ pub(crate) fn read(conn: &Connection, models: &[Model], after: &PushedUpTo) -> R
             size += group_size(&group);
             batch.groups.push(group);
         }
-        let change = read_change(conn, &mut layouts, row)?;
-        let old: usize = change.old_values().into_iter().flatten().map(|value| value.size() + 8).sum();
-        let entry = Entry { seq, term: Term::ZERO, n: Some(n), body: Body::Change(change) };
+        let body = read_body(conn, &mut layouts, row)?;
+        let old: usize = match &body {
+            Body::Change(change) => change.old_values().into_iter().flatten().map(|v| v.size() + 8).sum(),
+            _ => 0,
+        };
+        let entry = Entry { seq, term: Term::ZERO, n: Some(n), body };
         size += entry_size(&entry) + old;
         if !batch.entries.is_empty() && (size > BATCH_BYTES || batch.entries.len() >= BATCH_ENTRIES) {
             break;
@@ -294,6 +297,23 @@ pub(crate) fn read_decision(text: Option<String>) -> Result<Option<Decision>, Er
 pub(crate) fn is_deciding(conn: &Connection, decision: Decision) -> Result<bool, Error> {
     let mut statement = conn.prepare_cached("SELECT 1 FROM sync_pending WHERE decides = ?1")?;
     Ok(statement.exists([decision.to_text()])?)
+}
+
+/// What is pending: a change as its author sealed it, or a membership that was in a log before.
+fn read_body(conn: &Connection, layouts: &mut Layouts<'_>, row: &Row<'_>) -> Result<Body, Error> {
+    if !is_change(row)? {
+        let data: String = row.get(at::DATA)?;
+        let (device, role) = log::member_of(&data).ok_or_else(|| {
+            Error::Damaged(format!("`{data}` is pending and names no device with its role"))
+        })?;
+        return Ok(Body::Member { device, role, stamp: row.get(at::STAMP)?, at: row.get(at::AT)? });
+    }
+    read_change(conn, layouts, row).map(Body::Change)
+}
+
+/// Whether what is pending is about a record.
+pub(crate) fn is_change(row: &Row<'_>) -> Result<bool, Error> {
+    Ok(row.get::<_, i64>(at::KIND)? != EntryKind::Member as i64)
 }
 
 /// A change as its author sealed it.

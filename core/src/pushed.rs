@@ -7,7 +7,7 @@
 use rusqlite::{OptionalExtension, params};
 
 use crate::{
-    entry::{Batch, Body, Change, Entry, Group},
+    entry::{Batch, Body, Entry, Group},
     error::Error,
     id::{DeviceId, OriginSeq},
     log::ROW_MAX,
@@ -104,7 +104,8 @@ fn forget_parts(tx: &Tx<'_>, pusher: DeviceId) -> Result<(), Error> {
 fn unsound(tx: &Tx<'_>, batch: &Batch) -> Result<Option<&'static str>, Error> {
     let is_sealed = |entry: &Entry| match &entry.body {
         Body::Change(change) => entry.n.is_some() && change.outcome.is_none(),
-        _ => false,
+        Body::Member { .. } => entry.n.is_some(),
+        Body::TermStart { .. } => false,
     };
     let is_too_large = |entry: &Entry| match &entry.body {
         Body::Change(change) => [Some(&change.row), change.before.as_ref()]
@@ -131,9 +132,12 @@ fn unsound(tx: &Tx<'_>, batch: &Batch) -> Result<Option<&'static str>, Error> {
             return Ok(Some("its changes are not numbered one after the other"));
         }
     }
+    let named = |device: DeviceId| {
+        batch.entries.iter().any(|e| matches!(&e.body, Body::Member { device: d, .. } if *d == device))
+    };
     for group in &batch.groups {
-        // A member may carry what another one sealed.
-        if !term::is_member(tx.conn, group.device)? {
+        // A member may carry what another one sealed, and its membership too.
+        if !term::is_member(tx.conn, group.device)? && !named(group.device) {
             return Ok(Some("it holds changes of a device that is no member"));
         }
     }
@@ -141,12 +145,12 @@ fn unsound(tx: &Tx<'_>, batch: &Batch) -> Result<Option<&'static str>, Error> {
 }
 
 impl Pushed<'_> {
-    /// Calls `each` with every change of the group and its number, in order, one part in memory at a time.
+    /// Calls `each` with every change of the group, or its member, and its number, in order, one part in memory at a time.
     pub(crate) fn each(
         &self,
         tx: &Tx<'_>,
         group: &Group,
-        mut each: impl FnMut(OriginSeq, &Change) -> Result<(), Error>,
+        mut each: impl FnMut(OriginSeq, &Body) -> Result<(), Error>,
     ) -> Result<(), Error> {
         if continues(self.batch) {
             let mut statement =
@@ -173,14 +177,14 @@ impl Pushed<'_> {
 fn each_of(
     batch: &Batch,
     group: &Group,
-    each: &mut impl FnMut(OriginSeq, &Change) -> Result<(), Error>,
+    each: &mut impl FnMut(OriginSeq, &Body) -> Result<(), Error>,
 ) -> Result<(), Error> {
     // Seqs count on from the batch's position, one for each entry.
     let begin = group.first.0.saturating_sub(batch.after.seq.0 + 1) as usize;
     let entries = batch.entries.iter().skip(begin).take_while(|entry| entry.seq <= group.last);
     for entry in entries {
-        if let (Body::Change(change), Some(n)) = (&entry.body, entry.n) {
-            each(n, change)?;
+        if let Some(n) = entry.n {
+            each(n, &entry.body)?;
         }
     }
     Ok(())

@@ -19,7 +19,7 @@ pub enum QueuedState {
 /// A change of this device that waits for the leader.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Queued {
-    /// Its place in the queue: rises, and is never used twice.
+    /// Its place in the queue. What comes back from a log that was another than the leader's stands before all else.
     pub place: i64,
     /// Sync id of the model.
     pub model: String,
@@ -47,6 +47,9 @@ pub(crate) fn read(conn: &Connection, models: &[Model], after: i64) -> Result<Ve
     let mut rows = statement.query(params![after, PAGE_MAX])?;
     let mut queued = Vec::new();
     while let Some(row) = rows.next()? {
+        if !pending::is_change(row)? {
+            continue;
+        }
         let place: i64 = row.get("id")?;
         let change = pending::read_change(conn, &mut layouts, row)?;
         let key: Vec<u16> = change.shape.key.iter().filter_map(|&i| u16::try_from(i).ok()).collect();

@@ -27,7 +27,6 @@ use crate::{
     park::{self, Identity},
     pending,
     resolve::{self, Rules},
-    sequence,
     sql::{Bound, read_value},
     store::{Captured, Minted, Mode, Model, Replica, Tx},
     value::{Value, row_to_json},
@@ -83,14 +82,10 @@ pub(crate) struct Sealed {
     pub(crate) fresh: Option<Fresh>,
 }
 
-/// Seals once: on the leader into the log, elsewhere into pending.
+/// Seals once: on the leader into the log, unless something is pending there; elsewhere into pending.
 pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
     let Some((until, more)) = cut(tx.conn)? else { return Ok(Sealed::default()) };
-    let mut replica = tx.replica()?;
-    if replica.is_leader() && replica.has_pending {
-        sequence::sequence_pending(tx)?;
-        replica = tx.replica()?;
-    }
+    let replica = tx.replica()?;
     let mut sink = Sink::new(tx, &replica)?;
     let mut rows_taken = 0;
     let announced;
@@ -352,7 +347,11 @@ impl<'c> Sink<'c> {
             replica.device.ok_or_else(|| Error::Damaged("a replica without a device seals".into()))?;
         let base = replica.top;
         let minted = tx.origin(device)?;
-        let to = if replica.is_leader() { Target::Log(Appender::new(tx, base)?) } else { Target::Pending };
+        // What is pending on a leader goes first: it has yet to be sequenced.
+        let to = match replica.is_leader() && !replica.has_pending {
+            true => Target::Log(Appender::new(tx, base)?),
+            false => Target::Pending,
+        };
         let seen = if replica.has_pending { pending::vector(tx.conn)? } else { Vec::new() };
         let (term, tag) = (replica.max_seen, tx.world.random());
         Ok(Self {
@@ -654,7 +653,7 @@ fn refuse_foreign(tx: &Tx<'_>, change: &mut Change, device: DeviceId) -> Result<
     Ok(())
 }
 
-fn row_text(change: &Change, kind: EntryKind, row: &[Value]) -> String {
+pub(crate) fn row_text(change: &Change, kind: EntryKind, row: &[Value]) -> String {
     let mut text = String::new();
     change.shape.write_row(kind, row, &mut text);
     text

@@ -1,95 +1,215 @@
-//! Sequence: pending changes of this device go into the log (rule Q, as far as a leader whose log nobody else wrote
-//! needs it: its own changes meet no conflict).
+//! Sequence: pending changes go into the log of the device that leads (rule Q), those that a follower pushed and those of
+//! its own alike: what it sealed before it led, and what came back from a log that was unwound.
 //!
-//! A device that leads seals straight into the log. What it sealed before it led, and what was put back into pending
-//! when its log was unwound, comes first: when it opens its term and before each of its seals. Origin, number, tag,
-//! base, seen and stamps stay what they were, so that the log is the same as if it had been written at once.
+//! Of what fails, half is tried next, until one change that it fails on is alone ([`attempt`]).
+//!
+//! What is pending here already stands in the tables, and there it would be in its own way: two records that exchanged a
+//! unique value, say, could not be taken one after the other. So the rows that a batch is about are first written as the log
+//! has them, and after the batch with what is still pending laid over, all in one transaction. Where that is not enough,
+//! because others are in the way too, the batch is taken again with all of pending out of the tables.
+
+use std::collections::HashSet;
 
 use crate::{
-    entry::{Body, Entry, Group},
+    accept::{self, Accepted},
+    attempt::{self, Attempt},
+    engine::Driver,
+    entry::{Batch, Body, Change, Decision},
     error::Error,
-    id::{OriginSeq, Seq},
-    layout::Layouts,
-    log::{self, Appender},
-    park, pending,
-    store::{Replica, Tx},
+    id::{DeviceId, Position, Term},
+    overlay,
+    pending::{self, PushedUpTo},
+    seal,
+    store::{self, Replica, Tx, origin_row},
+    term,
+    wire::Message,
 };
 
-/// Moves everything that is pending into the log, in order. A leader step. How many entries that made.
-pub(crate) fn sequence_pending(tx: &mut Tx<'_>) -> Result<u64, Error> {
-    if !tx.conn.prepare_cached("SELECT 1 FROM sync_pending LIMIT 1")?.exists([])? {
-        return Ok(0);
+/// Takes what `pusher` pushed, which came as `message`; `position` is the top of its log.
+pub(crate) fn pushed(
+    driver: &mut Driver,
+    pusher: DeviceId,
+    max_seen: Term,
+    position: Position,
+    batch: Batch,
+    message: &[u8],
+) -> Result<Accepted, Error> {
+    in_attempts(driver, pusher, batch, |driver, now, attempt| {
+        driver.enforcing(|tx| {
+            term::adopt(tx, max_seen)?;
+            let accepted = accept::accept(tx, pusher, position, now, message, attempt.refuses)?;
+            if !now.is_open() {
+                attempt::done(tx, pusher)?;
+            }
+            Ok(accepted)
+        })
+    })
+}
+
+/// Takes a batch with `take`: all of it, or, after a failure, so much of it that the change to blame is found.
+fn in_attempts(
+    driver: &mut Driver,
+    pusher: DeviceId,
+    batch: Batch,
+    mut take: impl FnMut(&mut Driver, &Batch, Attempt) -> Result<Accepted, Error>,
+) -> Result<Accepted, Error> {
+    let mut rest = Some(batch);
+    let mut accepted = Accepted::To(Position::EMPTY);
+    while let (Some(batch), Accepted::To(_)) = (rest.take(), &accepted) {
+        // A part is only put aside: what counts is what becomes of its group.
+        let attempt = match batch.is_open() {
+            true => Attempt::ALL,
+            false => driver.transaction(|tx| attempt::begin(tx, pusher, batch.groups.len()))?,
+        };
+        let (now, later) = attempt::split(batch, attempt.groups);
+        rest = later;
+        accepted = match take(driver, &now, attempt) {
+            Err(error) if attempt::is_the_machines_fault(&error) => {
+                driver.transaction(|tx| attempt::done(tx, pusher))?;
+                return Err(error);
+            }
+            taken => taken?,
+        };
     }
-    let Replica { max_seen: term, top: base, mut clock, .. } = tx.replica()?;
-    let now = tx.world.now();
-    let mut appender = Appender::new(tx, base)?;
-    let mut layouts = Layouts::new(tx.models);
-    let mut open: Option<Open> = None;
-    let mut seq = base.seq;
-    {
-        let mut statement = tx.conn.prepare_cached(pending::BY_ID)?;
-        let mut rows = statement.query([i64::MIN])?;
-        while let Some(row) = rows.next()? {
-            let (origin_row, n, tag): (i64, u64, i64) =
-                (row.get("origin_row")?, row.get("n")?, row.get("tag")?);
-            let expected = match &open {
-                Some(open) if open.origin_row == origin_row => open.last_n.0,
-                _ => log::vector(tx.conn, origin_row)?.0,
-            };
-            if n <= expected {
-                // The log has it already.
-                continue;
+    Ok(accepted)
+}
+
+/// Takes all that is pending here, if this device leads. Whether anything was.
+pub(crate) fn own(driver: &mut Driver) -> Result<bool, Error> {
+    let mut any = false;
+    while own_batch(driver)? {
+        any = true;
+    }
+    Ok(any)
+}
+
+/// Takes what is first in pending, one batch or one large group, if this device leads. Whether anything was there.
+pub(crate) fn own_batch(driver: &mut Driver) -> Result<bool, Error> {
+    let mut upto = PushedUpTo::NOTHING;
+    loop {
+        let conn = driver.store.connection();
+        let Some(Replica { has_pending: true, top, max_seen, device: Some(device), .. }) =
+            store::replica(conn)?.filter(Replica::is_leader)
+        else {
+            return Ok(false);
+        };
+        let Some(push) = pending::read(conn, driver.store.models(), &upto)? else { return Ok(false) };
+        upto = PushedUpTo::after(&push);
+        let is_open = push.batch.is_open();
+        let message = Message::push(max_seen, top, &push.batch).encode();
+        let accepted = in_attempts(driver, device, push.batch, |driver, now, attempt| {
+            driver.transaction(|tx| take_own(tx, device, now, &message, attempt))
+        })?;
+        match accepted {
+            Accepted::To(_) if is_open => {}
+            Accepted::To(_) => {
+                driver.tell()?;
+                return Ok(true);
             }
-            if n > expected + 1 {
-                return Err(Error::Damaged(format!(
-                    "change {n} of origin row {origin_row} is pending, and the one before it is neither pending nor \
-                     in the log"
-                )));
+            Accepted::Forked { origin, n } => {
+                let renamed = driver.transaction(|tx| pending::rename(tx, origin, n))?;
+                tracing::warn!(%origin, %n, renamed, "the log holds others under the numbers of what is pending here");
+                return Ok(true);
             }
-            // Each seal has a tag of its own.
-            if let Some(before) =
-                open.take_if(|open| open.origin_row != origin_row || open.group.tag != tag as u64)
-            {
-                before.close(tx, seq, clock)?;
-            }
-            seq = seq.next();
-            let mut change = pending::read_change(tx.conn, &mut layouts, row)?;
-            change.rank_at(now);
-            clock = clock.max(change.ranking_stamp());
-            let open = match &mut open {
-                Some(open) => open,
-                None => {
-                    let group = pending::read_group(tx.conn, row, seq)?;
-                    open.insert(Open { origin_row, last_n: group.first_n, group })
-                }
-            };
-            open.last_n = OriginSeq(n);
-            let decides = change.decides;
-            appender.push(&Entry { seq, term, n: Some(open.last_n), body: Body::Change(change) })?;
-            if let Some(decision) = decides {
-                park::decided(tx, decision, seq)?;
+            Accepted::NotLeader(_) => return Ok(false),
+            other => {
+                return Err(Error::Damaged(format!("a leader does not take its own changes: {other:?}")));
             }
         }
     }
-    if let Some(last) = open {
-        last.close(tx, seq, clock)?;
-    }
-    tx.conn.prepare_cached("DELETE FROM sync_pending")?.execute([])?;
-    Ok(seq.0 - base.seq.0)
 }
 
-/// A group that is being written.
-struct Open {
-    origin_row: i64,
-    last_n: OriginSeq,
-    group: Group,
+fn take_own(
+    tx: &mut Tx<'_>,
+    device: DeviceId,
+    batch: &Batch,
+    message: &[u8],
+    attempt: Attempt,
+) -> Result<Accepted, Error> {
+    let top = tx.replica()?.top;
+    if batch.is_open() {
+        return accept::accept(tx, device, top, batch, message, false);
+    }
+    // Behind what is pending, before anything stands in the tables otherwise.
+    seal::seal_all(tx)?;
+    let minted = *tx.minted;
+    let goes_on = batch.groups.first().is_some_and(|group| group.first <= batch.after.seq);
+    for everything in [false, true].into_iter().skip(usize::from(goes_on)) {
+        tx.conn.execute_batch("SAVEPOINT own")?;
+        let scope = if everything { overlay::pending_records(tx)? } else { records_of(batch) };
+        let taken = take_in_scope(tx, device, top, batch, message, attempt, &scope, everything);
+        tx.enforce(false)?;
+        match taken {
+            Ok(Some(accepted)) => {
+                tx.conn.execute_batch("RELEASE own")?;
+                attempt::done(tx, device)?;
+                return Ok(accepted);
+            }
+            Ok(None) => {}
+            Err(error) if !everything && crate::apply::is_constraint(&error) => {}
+            Err(error) => return Err(error),
+        }
+        tx.conn.execute_batch("ROLLBACK TO own; RELEASE own")?;
+        tx.numbers.forget();
+        *tx.minted = minted;
+    }
+    Err(Error::Damaged("a leader's own changes were taken neither way".into()))
 }
 
-impl Open {
-    fn close(mut self, tx: &Tx<'_>, last: Seq, clock: u64) -> Result<(), Error> {
-        (self.group.last, self.group.last_n) = (last, self.last_n);
-        log::push_group(tx.conn, &self.group, self.origin_row, clock)
+/// Takes a batch of this device's own changes over rows that are as the log has them. `None` where one was refused, for
+/// which others that are pending may be to blame, which are out of the way only if `everything` is.
+#[expect(clippy::too_many_arguments, reason = "one step, called twice")]
+fn take_in_scope(
+    tx: &mut Tx<'_>,
+    device: DeviceId,
+    top: Position,
+    batch: &Batch,
+    message: &[u8],
+    attempt: Attempt,
+    scope: &[Change],
+    everything: bool,
+) -> Result<Option<Accepted>, Error> {
+    let kept = overlay::step_aside(tx, scope)?;
+    tx.enforce(true)?;
+    let accepted = accept::accept(tx, device, top, batch, message, attempt.refuses)?;
+    tx.enforce(false)?;
+    let refused = "SELECT 1 FROM sync_dead_letter WHERE seq > ?1";
+    if !everything && !attempt.refuses && tx.conn.prepare_cached(refused)?.exists([top.seq.0])? {
+        return Ok(None);
     }
+    if let Accepted::To(_) = accepted {
+        for group in &batch.groups {
+            let row = origin_row(tx.conn, group.origin, group.device)?;
+            pending::settle(tx.conn, row, group, i64::MAX as u64)?;
+        }
+        forget_kept(tx, batch)?;
+    }
+    overlay::come_back(tx, scope, kept)?;
+    Ok(Some(accepted))
+}
+
+/// What a leader keeps as a dead letter for somebody is pending here no more.
+fn forget_kept(tx: &Tx<'_>, batch: &Batch) -> Result<(), Error> {
+    for entry in &batch.entries {
+        if let Body::Change(Change { decides: Some(Decision::Keeps { origin, n, tag }), .. }) = &entry.body {
+            pending::forget(tx, *origin, *n, *tag)?;
+        }
+    }
+    Ok(())
+}
+
+/// The records that a batch is about.
+fn records_of(batch: &Batch) -> Vec<Change> {
+    let mut seen = HashSet::new();
+    let mut records = Vec::new();
+    for entry in &batch.entries {
+        if let Body::Change(change) = &entry.body
+            && seen.insert((change.shape.model.as_str(), change.record.as_str()))
+        {
+            records.push(overlay::key_of(change));
+        }
+    }
+    records
 }
 
 #[cfg(test)]
@@ -109,11 +229,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        id::{DeviceId, LibraryId},
+        gate::WriteGate,
+        id::LibraryId,
+        library,
         model::{ModelDescriptor, Recorder},
-        seal,
         store::Store,
-        term::{self, Entrance, Started},
+        term::{Entrance, Started},
         world::World,
     };
 
@@ -129,6 +250,8 @@ mod tests {
             pub id: String,
             pub text: String,
             pub rank: Option<i64>,
+            #[sync(local)]
+            pub open: Option<i64>,
         }
 
         #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -149,17 +272,18 @@ mod tests {
 
     const DEVICE: DeviceId = DeviceId([7; 32]);
     const SEALS: [&str; 4] = [
-        "INSERT INTO notes VALUES ('a', 'one', 1), ('b', 'two', NULL), ('c', x'00', 3)",
+        "INSERT INTO notes VALUES ('a', 'one', 1, 7), ('b', 'two', NULL, 7), ('c', x'00', 3, 7)",
         "BEGIN; UPDATE notes SET text = 'uno' WHERE id = 'a'; DELETE FROM notes WHERE id = 'b';
          UPDATE notes SET id = 'd' WHERE id = 'c'; COMMIT",
-        "INSERT INTO notes VALUES ('b', 'back', 9); UPDATE sync_ctl SET actor = 'me'; UPDATE notes SET rank = 5",
-        "DELETE FROM notes",
+        "INSERT INTO notes VALUES ('b', 'back', 9, 7); UPDATE sync_ctl SET actor = 'me'; UPDATE notes SET rank = 5",
+        "DELETE FROM notes WHERE id <> 'd'",
     ];
 
     /// A founder that leads, at a fixed time and with counted randomness.
-    async fn leader(path: &Path) -> (Store, rusqlite::Connection) {
+    async fn leader(path: &Path) -> (Driver, rusqlite::Connection) {
         let db = crate::connect(&format!("sqlite://{}?mode=rwc", path.display())).await.unwrap();
-        let table = "CREATE TABLE notes (id TEXT NOT NULL PRIMARY KEY, text TEXT NOT NULL, rank INTEGER)";
+        let table = "CREATE TABLE notes (id TEXT NOT NULL PRIMARY KEY, text TEXT NOT NULL, rank INTEGER, open INTEGER);
+            CREATE UNIQUE INDEX named ON notes (text)";
         db.execute_unprepared(table).await.unwrap();
         tidelog_migration::SyncMigrator::up(db.plain(), None).await.unwrap();
         db.close().await.unwrap();
@@ -173,41 +297,44 @@ mod tests {
         assert!(matches!(started, Started::Leading(_)));
         let application = rusqlite::Connection::open(path).unwrap();
         application.execute_batch("UPDATE sync_ctl SET clock = 1700000000000").unwrap();
-        (store, application)
+        let lock = Arc::new(library::lock(path).unwrap());
+        (Driver::new(store, WriteGate::of(path), lock).0, application)
     }
 
-    fn log(conn: &rusqlite::Connection) -> Vec<String> {
+    fn lines(conn: &rusqlite::Connection, sql: &str) -> Vec<String> {
+        let mut statement = conn.prepare(sql).unwrap();
+        let count = statement.column_count();
+        let rows = statement.query_map([], |row| {
+            (0..count).map(|i| Ok(format!("{:?}", row.get_ref(i)?))).collect::<rusqlite::Result<Vec<_>>>()
+        });
+        rows.unwrap().map(|row| row.unwrap().join(" ")).collect()
+    }
+
+    /// Log and tables. Tags are random, and what a seal shares with the others is where the log stood and what was pending:
+    /// that is told of the author, so it differs by the way; everything else may not.
+    fn all(conn: &rusqlite::Connection) -> Vec<String> {
         [
             "SELECT * FROM sync_entry ORDER BY seq",
-            "SELECT first, last, origin, first_n, last_n, tag, base_term, base_seq, seen FROM sync_group ORDER BY first",
-            "SELECT * FROM sync_origin",
-            "SELECT * FROM sync_term",
-            "SELECT max(r.clock, g.clock) FROM sync_replica r, sync_group g ORDER BY g.first DESC LIMIT 1",
+            "SELECT first, last, origin, first_n, last_n FROM sync_group ORDER BY first",
+            "SELECT id, device, floor_n FROM sync_origin",
+            "SELECT first, number, leader, counter FROM sync_term",
+            "SELECT * FROM notes ORDER BY id",
         ]
         .into_iter()
-        .flat_map(|sql| {
-            let mut statement = conn.prepare(sql).unwrap();
-            let count = statement.column_count();
-            let rows = statement.query_map([], |row| {
-                (0..count).map(|i| Ok(format!("{:?}", row.get_ref(i)?))).collect::<rusqlite::Result<Vec<_>>>()
-            });
-            rows.unwrap().map(|row| row.unwrap().join(" ")).collect::<Vec<_>>()
-        })
+        .flat_map(|sql| lines(conn, sql))
         .collect()
     }
 
-    fn set_leading(store: &mut Store, leads: bool) {
+    fn set_leading(driver: &mut Driver, leads: bool) {
         let step = |tx: &mut Tx<'_>| {
             let max_seen = tx.replica()?.max_seen;
             tx.set_terms(max_seen, leads.then_some(max_seen))
         };
-        store.transaction(step).unwrap();
+        driver.transaction(step).unwrap();
     }
 
-    /// What a seal shares with the others is where the log stood and what was pending: that is told of the author,
-    /// so it differs by the way; everything else may not.
-    fn without_circumstances(conn: &rusqlite::Connection) {
-        conn.execute_batch("UPDATE sync_group SET base_term = '', base_seq = 0, seen = ''").unwrap();
+    fn pending(conn: &rusqlite::Connection) -> i64 {
+        conn.query_row("SELECT count(*) FROM sync_pending", [], |row| row.get(0)).unwrap()
     }
 
     #[tokio::test]
@@ -224,29 +351,27 @@ mod tests {
             elsewhere.execute_batch(sql).unwrap();
             detour.transaction(seal::seal_all).unwrap();
         }
-        let pending = |conn: &rusqlite::Connection| -> i64 {
-            conn.query_row("SELECT count(*) FROM sync_pending", [], |row| row.get(0)).unwrap()
-        };
-        assert_eq!((pending(&application), pending(&elsewhere)), (0, 13));
+        assert_eq!((pending(&application), pending(&elsewhere)), (0, 12));
         set_leading(&mut detour, true);
-        let made = detour.transaction(sequence_pending).unwrap();
-        assert_eq!((made, pending(&elsewhere)), (13, 0));
-        without_circumstances(&application);
-        without_circumstances(&elsewhere);
-        assert_eq!(log(&application), log(&elsewhere));
+        assert!(own(&mut detour).unwrap());
+        assert_eq!(pending(&elsewhere), 0);
+        assert_eq!(all(&application), all(&elsewhere));
+        assert!(!own(&mut detour).unwrap(), "nothing is left");
     }
 
     #[tokio::test]
-    async fn pending_goes_before_what_is_sealed_next_and_what_the_log_has_is_dropped() {
+    async fn what_is_sealed_while_something_is_pending_goes_behind_it_and_what_the_log_has_is_dropped() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut store, application) = leader(&folder.path().join("db")).await;
-        set_leading(&mut store, false);
+        let (mut driver, application) = leader(&folder.path().join("db")).await;
+        set_leading(&mut driver, false);
         application.execute_batch(SEALS[0]).unwrap();
-        store.transaction(seal::seal_all).unwrap();
+        driver.transaction(seal::seal_all).unwrap();
         application.execute_batch("CREATE TEMP TABLE kept AS SELECT * FROM sync_pending").unwrap();
-        set_leading(&mut store, true);
+        set_leading(&mut driver, true);
         application.execute_batch(SEALS[1]).unwrap();
-        store.transaction(seal::seal_all).unwrap();
+        assert_eq!(driver.transaction(seal::seal_all).unwrap().fresh, None);
+        assert_eq!(pending(&application), 7);
+        own(&mut driver).unwrap();
         let records = |conn: &rusqlite::Connection| -> String {
             let sql = "SELECT group_concat(record, '') FROM (SELECT record FROM sync_entry WHERE record IS NOT NULL ORDER BY seq)";
             conn.query_row(sql, [], |row| row.get(0)).unwrap()
@@ -254,14 +379,51 @@ mod tests {
         assert_eq!(records(&application), "abcabcd", "in the order in which it was committed");
         // The same changes once more, as after a crash of a device that had sent them.
         application.execute_batch("INSERT INTO sync_pending SELECT * FROM kept").unwrap();
-        assert_eq!(store.transaction(sequence_pending).unwrap(), 0);
-        assert_eq!(records(&application), "abcabcd");
+        assert!(own(&mut driver).unwrap());
+        assert_eq!((records(&application).as_str(), pending(&application)), ("abcabcd", 0));
         // One that lacks its predecessor is not put anywhere.
         application
             .execute_batch("INSERT INTO sync_pending SELECT * FROM kept; UPDATE sync_pending SET n = n + 50")
             .unwrap();
-        let error = store.transaction(sequence_pending).unwrap_err().to_string();
-        assert!(error.contains("the one before it is neither pending nor in the log"), "{error}");
-        assert!(error.contains("the step was rolled back"), "{error}");
+        let error = own(&mut driver).unwrap_err().to_string();
+        assert!(error.contains("Gap") && error.contains("the sync tables are damaged"), "{error}");
+        assert_eq!(
+            (records(&application).as_str(), pending(&application)),
+            ("abcabcd", 3),
+            "nothing is lost"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_exchanged_a_unique_value_while_it_was_pending_is_taken_and_keeps_what_is_local() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut driver, application) = leader(&folder.path().join("db")).await;
+        set_leading(&mut driver, false);
+        for sql in [
+            "INSERT INTO notes VALUES ('a', 'x', 1, 5), ('b', 'y', 2, 6)",
+            "UPDATE notes SET text = 'z' WHERE id = 'a'",
+            "UPDATE notes SET text = 'x' WHERE id = 'b'",
+            "UPDATE notes SET text = 'y' WHERE id = 'a'",
+        ] {
+            application.execute_batch(sql).unwrap();
+            driver.transaction(seal::seal_all).unwrap();
+        }
+        set_leading(&mut driver, true);
+        own(&mut driver).unwrap();
+        let rows = lines(&application, "SELECT id || text || open FROM notes ORDER BY id");
+        assert_eq!(
+            rows,
+            [r#"Text("ay5")"#, r#"Text("bx6")"#].map(|s| {
+                let inner: Vec<String> = s
+                    .trim_start_matches("Text(\"")
+                    .trim_end_matches("\")")
+                    .bytes()
+                    .map(|b| b.to_string())
+                    .collect();
+                format!("Text([{}])", inner.join(", "))
+            })
+        );
+        assert_eq!(lines(&application, "SELECT * FROM sync_dead_letter"), Vec::<String>::new());
+        assert_eq!(pending(&application), 0);
     }
 }

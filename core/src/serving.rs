@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use rusqlite::Connection;
 
 use crate::{
-    accept::{self, Accepted},
-    attempt::{self, Attempt},
+    accept::Accepted,
     engine::Driver,
     entry::{Batch, Run, common_prefix},
     error::Error,
     id::{DeviceId, Position, Seq, Term},
     log::{self, LogReader},
+    sequence,
     store::{self, Model},
     term,
     wire::{Message, PushStop},
@@ -112,6 +112,7 @@ pub(crate) fn subscribe(
     precedence: &BTreeMap<DeviceId, u8>,
     asked: &Subscription,
 ) -> Result<Answer, Error> {
+    sequence::own(driver)?;
     let standing = driver.transaction(|tx| {
         // Membership first: nobody unknown moves a term here.
         if peer.is_configured {
@@ -188,33 +189,9 @@ pub(crate) fn take_push(
     push: Push,
 ) -> Result<Message, Error> {
     let Push { max_seen, position, batch, message } = push;
-    let mut rest = Some(batch);
-    let mut accepted = Accepted::To(Position::EMPTY);
-    while let (Some(batch), Accepted::To(_)) = (rest.take(), &accepted) {
-        // A part is only put aside: what counts is what becomes of its group.
-        let is_part = batch.is_open();
-        let attempt = match is_part {
-            true => Attempt::ALL,
-            false => driver.transaction(|tx| attempt::begin(tx, pusher, batch.groups.len()))?,
-        };
-        let (now, later) = attempt::split(batch, attempt.groups);
-        rest = later;
-        let taken = driver.enforcing(|tx| {
-            term::adopt(tx, max_seen)?;
-            let accepted = accept::accept(tx, pusher, position, &now, &message, attempt.refuses)?;
-            if !is_part {
-                attempt::done(tx, pusher)?;
-            }
-            Ok(accepted)
-        });
-        accepted = match taken {
-            Err(error) if attempt::is_the_machines_fault(&error) => {
-                driver.transaction(|tx| attempt::done(tx, pusher))?;
-                return Err(error);
-            }
-            taken => taken?,
-        };
-    }
+    // Tables are as the log has them when others' changes are taken.
+    sequence::own(driver)?;
+    let accepted = sequence::pushed(driver, pusher, max_seen, position, batch, &message)?;
     driver.tell()?;
     Ok(match accepted {
         Accepted::To(top) => Message::Pushed { lead, top },

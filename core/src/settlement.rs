@@ -156,8 +156,10 @@ pub(crate) fn of_entry(conn: &Connection, models: &[Model], seq: Seq) -> Result<
 /// A change that waits for the log, as it goes by whatever it is named.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waiting {
-    /// Its stamp.
+    /// Its place in pending.
     pub(crate) id: i64,
+    /// Its stamp.
+    stamp: i64,
     /// Row of the origin in which it was sealed.
     origin: i64,
 }
@@ -166,11 +168,11 @@ pub(crate) struct Waiting {
 pub(crate) fn pending_on(conn: &Connection, model: &str, record: &str) -> Result<Vec<Waiting>, Error> {
     let waiting = conn
         .prepare_cached(
-            "SELECT id, origin FROM sync_pending
+            "SELECT id, origin, stamp FROM sync_pending
              WHERE model = (SELECT id FROM sync_model WHERE name = ?1) AND record = ?2 ORDER BY id",
         )?
         .query_map(params![model, RecordId(record)], |row| {
-            Ok(Waiting { id: row.get(0)?, origin: row.get(1)? })
+            Ok(Waiting { id: row.get(0)?, origin: row.get(1)?, stamp: row.get(2)? })
         })?
         .collect::<Result<_, _>>()?;
     Ok(waiting)
@@ -197,7 +199,7 @@ pub(crate) fn of_waiting(
                         = (SELECT device FROM sync_origin WHERE id = ?4)
                  ORDER BY e.seq LIMIT 1",
             )?
-            .query_row(params![model, RecordId(record), waiting.id, waiting.origin], |row| row.get(0))
+            .query_row(params![model, RecordId(record), waiting.stamp, waiting.origin], |row| row.get(0))
             .optional()?;
         if let Some(seq) = seq {
             settled.extend(of_entry(conn, models, Seq(seq))?);

@@ -60,6 +60,9 @@ pub enum Link {
     Leading,
     /// Looking for the leader.
     Connecting,
+    /// The log here is another one than the leader's from some entry on: what it holds from there on is being put back among
+    /// the pending changes, to be pushed like all others.
+    Rejoining,
     /// The subscription stands.
     Online,
     /// The leader cannot be reached; it is tried again at [`Status::next_retry`].

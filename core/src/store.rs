@@ -581,6 +581,14 @@ pub(crate) enum Mode {
 }
 
 impl Tx<'_> {
+    /// Has the database enforce its foreign keys from here on, and captures what comes of that; or not any more.
+    pub(crate) fn enforce(&self, enforces: bool) -> Result<(), Error> {
+        self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, enforces)?;
+        let triggers = enforces || self.foreign_triggers;
+        self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, triggers)?;
+        Ok(())
+    }
+
     /// Says what the rest of the transaction's writes are.
     pub(crate) fn set_mode(&self, mode: Mode) -> Result<(), Error> {
         self.conn.prepare_cached("UPDATE sync_ctl SET mode = ?1 WHERE id = 1")?.execute([mode as u8])?;

@@ -13,7 +13,6 @@ use crate::{
     error::Error,
     id::{DeviceId, Incarnation, LibraryId, OriginSeq, Position, Seq, Term},
     log::{self, Appender},
-    sequence,
     store::{Minted, Replica, Tx, replica, top},
     world::tick,
 };
@@ -138,20 +137,21 @@ fn open_term(tx: &mut Tx<'_>, term: Term) -> Result<(), Error> {
     let body = Body::TermStart { stamp, at: now };
     Appender::new(tx, top)?.push(&Entry { seq: top.seq.next(), term, n: None, body })?;
     tx.set_terms(term, Some(term))?;
-    tx.set_clock(stamp)?;
-    sequence::sequence_pending(tx)?;
-    Ok(())
+    tx.set_clock(stamp)
 }
 
 /// Makes devices members, those that are not yet, with the role that `precedence` says, or the lowest; and gives members
-/// the role that it says, where the log says another. A leader step: elsewhere nothing happens.
+/// the role that it says, where the log says another. A leader step: elsewhere nothing happens, nor while something is
+/// pending, which has lower numbers.
 pub(crate) fn admit(
     tx: &mut Tx<'_>,
     devices: &[DeviceId],
     precedence: &BTreeMap<DeviceId, u8>,
 ) -> Result<(), Error> {
     let replica = tx.replica()?;
-    let (true, Some(device)) = (replica.is_leader(), replica.device) else { return Ok(()) };
+    let (true, false, Some(device)) = (replica.is_leader(), replica.has_pending, replica.device) else {
+        return Ok(());
+    };
     for member in devices {
         let role = match (role_of(tx.conn, *member)?, precedence.get(member)) {
             (None, said) => said.copied().unwrap_or_default(),

@@ -100,7 +100,9 @@ const TABLES: &[&str] = &[
     )",
     // Sealed changes of this device that the log does not show yet, in order. state: 'waiting' or 'blocked': its row had to
     // leave its table. rank: as in sync_entry, where it has been in a log before. group_last: number of the last change of its
-    // group, where it is the first. id: the stamp, which rises and is never used twice, so that what is pushed is found by it.
+    // group, where it is the first. id: the stamp, which rises and is never used twice, so that what is pushed is found by it; of
+    // what comes back from a log that was unwound, a lower number before all others. kind, record: as in sync_entry; of a
+    // member, which is no record, model is 0.
     "CREATE TABLE sync_pending (
         id INTEGER PRIMARY KEY,
         origin INTEGER NOT NULL,
@@ -207,6 +209,7 @@ const TABLES: &[&str] = &[
         actor TEXT,
         decides TEXT
     )",
+    "CREATE INDEX sync_entry_member ON sync_entry (seq) WHERE kind = 4",
     "CREATE INDEX sync_entry_record ON sync_entry (model, record) WHERE record IS NOT NULL",
     // What did not stand, field by field: what sync_entry.change says of the entry at seq, for finding it. id: the losing
     // change's identity, the record and the field, hashed, so that it is the same wherever the entry comes to stand. field: '' where it is

@@ -5,17 +5,13 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 
 use crate::{
-    accept::{self, Accepted},
     apply::Writer,
     entry::{Change, EntryKind, Shape},
     error::Error,
     layout::{Layouts, RecordId, read_record},
-    overlay,
-    pending::{self, PushedUpTo},
-    seal,
-    store::{Mode, Model, Replica, Tx},
+    overlay, seal,
+    store::{Mode, Model, Tx},
     value::Value,
-    wire::Message,
 };
 
 /// Brings table and log together for models of which the log held records before they were opened here. Part of the
@@ -36,9 +32,6 @@ pub(crate) fn meet_log(tx: &mut Tx<'_>) -> Result<(), Error> {
         meet_model(tx, model, &mut unseen)?;
     }
     unseen.finish(tx)?;
-    if tx.replica()?.is_leader() {
-        take_own(tx)?;
-    }
     for id in &ids {
         tx.conn.execute("DELETE FROM sync_adoption WHERE model = ?1", [id])?;
     }
@@ -51,7 +44,6 @@ fn meet_model(tx: &Tx<'_>, model: &Model, unseen: &mut seal::Unseen<'_>) -> Resu
     let mut statement =
         tx.conn.prepare("SELECT DISTINCT record FROM sync_entry WHERE model = ?1 AND record IS NOT NULL")?;
     let mut records = statement.query([number])?;
-    let leads = tx.replica()?.is_leader();
     let (mut met, mut written) = (0u64, 0u64);
     while let Some(record) = records.next()? {
         let record = read_record(record.get_ref(0)?)?;
@@ -62,14 +54,11 @@ fn meet_model(tx: &Tx<'_>, model: &Model, unseen: &mut seal::Unseen<'_>) -> Resu
                 let at = tx.world.now();
                 let rank = Some(super::rank(at));
                 let own = Change { row, kind: EntryKind::Upsert, at, rank, ..said.change(&model.shape) };
-                // A leader decides about its own change at once, over a table that is as the log says.
-                if unseen.put(tx, model, own)? && leads {
-                    write(tx, model, &said.change(&said.shape), leads)?;
-                }
+                unseen.put(tx, model, own)?;
                 met += 1;
             }
             None if said.kind == EntryKind::Upsert => {
-                write(tx, model, &said.change(&said.shape), leads)?;
+                write(tx, model, &said.change(&said.shape))?;
                 written += 1;
             }
             _ => {}
@@ -152,10 +141,10 @@ impl LastEntry {
     }
 }
 
-/// Writes a record as the log has it; on a follower with what is pending of it laid over.
-fn write(tx: &Tx<'_>, model: &Model, image: &Change, leads: bool) -> Result<(), Error> {
+/// Writes a record as the log has it, with what is pending of it laid over.
+fn write(tx: &Tx<'_>, model: &Model, image: &Change) -> Result<(), Error> {
     let Some(mut writer) = Writer::new(tx, &image.shape)? else { return Ok(()) };
-    let overlaid = if leads { None } else { overlay::overlaid(tx, image)? };
+    let overlaid = overlay::overlaid(tx, image)?;
     if tx.foreign_triggers {
         tx.set_mode(Mode::Off)?;
     }
@@ -175,22 +164,4 @@ fn write(tx: &Tx<'_>, model: &Model, image: &Change, leads: bool) -> Result<(), 
         },
         other => other,
     })
-}
-
-/// A leader takes its own pending changes as it takes those of others: decided against the log.
-fn take_own(tx: &mut Tx<'_>) -> Result<(), Error> {
-    let mut upto = PushedUpTo::NOTHING;
-    while let Some(push) = pending::read(tx.conn, tx.models, &upto)? {
-        let Replica { top, max_seen, .. } = tx.replica()?;
-        let message = Message::push(max_seen, top, &push.batch).encode();
-        match accept::accept(tx, max_seen.leader, top, &push.batch, &message, false)? {
-            Accepted::To(_) => {}
-            other => {
-                return Err(Error::Damaged(format!("a leader does not take its own changes: {other:?}")));
-            }
-        }
-        upto = PushedUpTo::after(&push);
-    }
-    tx.conn.execute("DELETE FROM sync_pending WHERE id <= ?1", [upto.id])?;
-    Ok(())
 }

@@ -535,7 +535,9 @@ async fn a_push_takes_effect_once_and_a_gap_or_a_fork_not_at_all() {
     let Message::Refused { reason } = answer(&strangers).await else { panic!("taken") };
     assert!(reason.contains("no member") && reason.contains("nothing was changed"), "{reason}");
     let mut leaders = pushed(2, 7);
-    leaders.entries[0].body = Body::Member { device: DeviceId([9; 32]), role: 0, stamp: 1, at: 1 };
+    if let Body::Change(change) = &mut leaders.entries[0].body {
+        change.outcome = Some(Box::new(crate::entry::Outcome::nothing()));
+    }
     let Message::Refused { reason } = answer(&leaders).await else { panic!("taken") };
     assert!(reason.contains("only a leader appends"), "{reason}");
     assert_eq!(bench.library.position().await.unwrap(), top, "one entry, whatever else was sent");

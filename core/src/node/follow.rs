@@ -27,6 +27,7 @@ use crate::{
     status::{AppliedChange, Link},
     store,
     transport::{Channel, MessageReceiver, MessageSender, TransportError},
+    unwind::{Unwinding, Unwound},
     wire::Message,
 };
 
@@ -104,6 +105,17 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
                 }
                 Ok(End::Lost(reason)) => lost = reason,
                 Ok(End::Stopped(reason)) => return Some(reason),
+                Ok(End::Diverged(unwinding)) => {
+                    lost = format!("the log here parted from device {peer}'s, and its tail is pending again");
+                    match rejoin(shared, peer, unwinding).await {
+                        Ok(None) => {}
+                        Ok(Some(reason)) => return Some(reason),
+                        Err(Error::Stopped { .. }) => return None,
+                        Err(error) if error.may_pass() => lost = error.to_string(),
+                        Err(error) => return Some(error.to_string()),
+                    }
+                    (hint, redirected) = (Some(peer), true);
+                }
                 Err(Error::Stopped { .. }) => return None,
                 Err(error) if error.may_pass() => lost = error.to_string(),
                 Err(error) => return Some(error.to_string()),
@@ -131,6 +143,33 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
             status.link = Link::Connecting;
             status.next_retry = None;
         });
+    }
+}
+
+/// Takes the tail that parts from the leader's log back into pending, chunk by chunk, so that the application writes
+/// meanwhile. A reason where a person has to act.
+async fn rejoin(
+    shared: &Shared,
+    leader: DeviceId,
+    mut unwinding: Unwinding,
+) -> Result<Option<String>, Error> {
+    tracing::warn!(library = %shared.library.id, %leader, ?unwinding, "the log here parts from the leader's: rejoining");
+    shared.library.status.send_modify(|status| {
+        status.link = Link::Rejoining;
+        status.leader = Some(leader);
+    });
+    loop {
+        let step = move |driver: &mut Driver| {
+            let unwound = following::unwind(driver, &mut unwinding)?;
+            Ok((unwound, unwinding))
+        };
+        let unwound;
+        (unwound, unwinding) = shared.library.engine.step(step).await?;
+        match unwound {
+            Unwound::More => {}
+            Unwound::Done | Unwound::Stale(_) | Unwound::Moved => return Ok(None),
+            Unwound::BelowFloor => return Ok(Some("below floor".into())),
+        }
     }
 }
 
