@@ -27,8 +27,9 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     error::Error,
     gate::{Guard, WriteGate},
-    id::{Position, Seq},
+    id::{Position, Seq, Term},
     pending,
+    reassign::{self, Grant},
     seal::{self, Fresh},
     sequence,
     store::{self, Replica, Store, Tx},
@@ -49,12 +50,16 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const STEPS_QUEUE: usize = 64;
 
 /// What the engine tells of itself.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Pulse {
     /// Top of the log, durable.
     pub(crate) top: Option<Position>,
     /// Whether this device leads.
     pub(crate) leads: bool,
+    /// The highest term that this device has seen.
+    pub(crate) max_seen: Term,
+    /// The lead that it gave away, until that is answered.
+    pub(crate) granted: Option<Grant>,
     /// The newest entries, ready to be sent, where they are one batch.
     pub(crate) tail: Option<Arc<Tail>>,
     /// Rows in the outbox that the last seal left.
@@ -75,6 +80,32 @@ pub(crate) struct Pulse {
     pub(crate) error: Option<String>,
     /// Set when the engine has stopped.
     pub(crate) stopped: bool,
+}
+
+impl Pulse {
+    /// Before anything was told.
+    const NONE: Self = Self {
+        top: None,
+        leads: false,
+        max_seen: Term::ZERO,
+        granted: None,
+        tail: None,
+        outbox: 0,
+        pending: 0,
+        pending_ends: None,
+        quarantined: 0,
+        withheld: 0,
+        waits: Waits { conflicts: 0, dead_letters: 0, blocked: 0 },
+        rolled_back: None,
+        error: None,
+        stopped: false,
+    };
+
+    /// The term in which this device serves its log: as its leader, or having granted the lead to somebody who has yet to
+    /// take it.
+    pub(crate) fn serves(&self) -> Option<Term> {
+        (self.leads || self.granted.is_some()).then_some(self.max_seen)
+    }
 }
 
 /// What waits for somebody.
@@ -342,7 +373,7 @@ struct Seals {
 impl Driver {
     /// Drives a database, and what it tells of itself.
     pub(crate) fn new(store: Store, gate: Arc<WriteGate>, lock: Arc<File>) -> (Self, watch::Receiver<Pulse>) {
-        let (sender, pulse) = watch::channel(Pulse::default());
+        let (sender, pulse) = watch::channel(Pulse::NONE);
         let driver = Self {
             store,
             gate,
@@ -490,6 +521,12 @@ impl Driver {
         self.store.enforcing(step)
     }
 
+    /// Whether the database is known to be an older state of itself, or a copy.
+    pub(crate) fn is_rolled_back(&self) -> Result<bool, Error> {
+        let sql = "SELECT coalesce(max(rolled_back), 0) > 0 FROM sync_replica";
+        Ok(self.store.connection().prepare_cached(sql)?.query_row([], |row| row.get(0))?)
+    }
+
     /// From now on what the application commits is sealed.
     pub(crate) fn begin_sealing(&mut self) {
         self.seals = true;
@@ -516,6 +553,8 @@ impl Driver {
         self.counts_due = true;
         self.pulse.send_modify(|pulse| {
             (pulse.top, pulse.leads, pulse.tail, pulse.error) = (Some(top), leads, None, None);
+            pulse.max_seen = replica.map_or(Term::ZERO, |r| r.max_seen);
+            pulse.granted = replica.and_then(|r| reassign::unanswered(&r));
             pulse.pending_ends = ends;
         });
         Ok(())

@@ -146,6 +146,19 @@ pub enum Error {
     )]
     Started(LibraryId),
 
+    /// A device did not become the leader.
+    #[error("device {device} does not lead library {library}: {reason}; nothing was lost. {remedy}")]
+    NotLed {
+        /// Which one was to.
+        device: DeviceId,
+        /// Of which library.
+        library: LibraryId,
+        /// Why it does not.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
+
     /// A person's decision on a conflict or a dead letter could not be made.
     #[error("{what} was not decided: {reason}; nothing was changed. {remedy}")]
     NotDecided {

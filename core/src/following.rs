@@ -45,6 +45,8 @@ pub(crate) enum Heard {
     Applied(Position),
     /// A part of a large group is put aside.
     Staged,
+    /// This device may lead next: to be tried with [`reassign::take_grant`](crate::reassign::take_grant).
+    Granted { lead: Term, number: u64, position: Position },
     /// The entries met a constraint as they came: the same is to be done once more, where it need not be quick.
     Again,
     /// It is over.
@@ -374,7 +376,6 @@ impl Following {
                 Some(Heard::Nothing)
             }
             Message::MoreHistory => Some(Heard::Reply(more_history(older))),
-            Message::NotLeader { leader, .. } => Some(Heard::End(End::NotLeader(*leader))),
             Message::Refused { reason } => {
                 tracing::warn!(peer = %self.peer, reason, "refused");
                 Some(Heard::End(End::Lost(format!("device {} refused: {reason}", self.peer))))
@@ -390,6 +391,7 @@ impl Following {
         | Message::Pushed { lead, .. }
         | Message::PushStopped { lead, .. }
         | Message::Diverged { lead, .. }
+        | Message::Grant { lead, .. }
         | Message::BelowFloor { lead, .. } = &message
             && let Some(foreign) = self.foreign(*lead)
         {
@@ -403,6 +405,13 @@ impl Following {
                 self.pushes -= 1;
                 Ok(self.adopt(driver, lead)?.unwrap_or(Heard::Nothing))
             }
+            Message::NotLeader { max_seen, leader } => {
+                // Whoever may be asked for the leader's log may tell of a leader.
+                driver.transaction(|tx| term::adopt(tx, max_seen))?;
+                driver.tell()?;
+                Ok(Heard::End(End::NotLeader(leader)))
+            }
+            Message::Grant { lead, number, position } => Ok(Heard::Granted { lead, number, position }),
             Message::PushStopped { why, .. } => Ok(Heard::End(self.push_stopped(driver, why)?)),
             Message::Diverged { lead, common, top } => {
                 Ok(Heard::End(End::Diverged(Unwinding::new(lead, common, top))))
@@ -424,6 +433,7 @@ impl Following {
             term::adopt(tx, lead)?;
             Ok(tx.replica()?.max_seen)
         })?;
+        driver.tell()?;
         if seen > lead {
             return Ok(Some(Heard::End(End::NotLeader(Some(seen.leader)))));
         }

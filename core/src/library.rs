@@ -8,6 +8,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use sea_orm::{ConnectionTrait, EntityTrait, Statement, TryIntoModel};
@@ -23,6 +24,7 @@ use crate::{
     error::Error,
     gate::CommitListener,
     id::{DeviceId, LibraryId, Position, Term},
+    leadership::Failover,
     model::{ModelDescriptor, Recorder, Syncable},
     node::{self, Node, Readers},
     seal, sequence,
@@ -34,6 +36,7 @@ use crate::{
 };
 
 mod decisions;
+mod leading;
 
 /// Events that a slow receiver of [`Library::changes`] may be behind before it is told to look at everything again.
 pub const CHANGES_QUEUE: usize = 4096;
@@ -47,8 +50,17 @@ pub struct LibraryBuilder {
     peers: Option<Vec<DeviceId>>,
     resolver: Option<Arc<dyn Resolver>>,
     precedence: BTreeMap<DeviceId, u8>,
+    failover: Option<Failover>,
+    grant_timeout: Duration,
+    hands_over: bool,
     world: Arc<dyn World>,
 }
+
+/// How long a device that hands the lead over waits for the other to take it, unless
+/// [`LibraryBuilder::grant_timeout`] says otherwise.
+pub const GRANT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a shutdown waits for somebody to take the lead.
+const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 
 impl LibraryBuilder {
     /// Registers an entity whose model is [`Syncable`]. All devices of a library should register the same models;
@@ -117,6 +129,34 @@ impl LibraryBuilder {
     #[must_use]
     pub fn precedence(mut self, device: DeviceId, precedence: u8) -> Self {
         self.precedence.insert(device, precedence);
+        self
+    }
+
+    /// Lets this device take over by itself where nothing is heard of a leader. Off unless it is said.
+    ///
+    /// It asks the devices that it can reach first: who hears of a leader, leads, or has more of the log keeps it from it, so
+    /// that of all who ask one takes over. It cannot tell a leader that is gone from one that is cut off together with other
+    /// devices: then both sides go on by themselves, and are brought together when they meet, as after a
+    /// [takeover](Library::take_over) by hand.
+    #[must_use]
+    pub fn failover(mut self, failover: Failover) -> Self {
+        self.failover = Some(failover);
+        self
+    }
+
+    /// How long this device, having handed the lead over, waits for the other to take it before it leads again:
+    /// [`GRANT_TIMEOUT`] unless it is said.
+    #[must_use]
+    pub fn grant_timeout(mut self, timeout: Duration) -> Self {
+        self.grant_timeout = timeout;
+        self
+    }
+
+    /// Whether [`Library::shutdown`] offers the lead to the follower that has most of the log, if this device leads and one
+    /// follows: then the others go on syncing. It does unless it is said.
+    #[must_use]
+    pub fn hands_over(mut self, hands_over: bool) -> Self {
+        self.hands_over = hands_over;
         self
     }
 
@@ -207,6 +247,9 @@ impl LibraryBuilder {
             peers: self.peers,
             resolver: self.resolver,
             precedence: Arc::new(self.precedence),
+            failover: self.failover,
+            grant_timeout: self.grant_timeout,
+            hands_over: self.hands_over,
             world: self.world,
             node: Mutex::new(None),
             starting: AtomicBool::new(false),
@@ -248,6 +291,9 @@ pub(crate) struct Inner {
     pub(crate) resolver: Option<Arc<dyn Resolver>>,
     /// What was said of devices when this library was opened.
     pub(crate) precedence: Arc<BTreeMap<DeviceId, u8>>,
+    pub(crate) failover: Option<Failover>,
+    pub(crate) grant_timeout: Duration,
+    hands_over: bool,
     pub(crate) world: Arc<dyn World>,
     node: Mutex<Option<Node>>,
     /// A call of [`Library::start`] is under way.
@@ -274,6 +320,9 @@ impl Library {
             peers: None,
             resolver: None,
             precedence: BTreeMap::new(),
+            failover: None,
+            grant_timeout: GRANT_TIMEOUT,
+            hands_over: true,
             world: Arc::new(Machine),
         }
     }
@@ -458,7 +507,11 @@ impl Library {
 
     /// Ends syncing in good order: what is committed is sealed, channels are closed, the engine stops, the database's
     /// lock is free. Other clones of this library are of no use afterwards.
+    ///
+    /// A device that leads offers the lead to the follower that has most of the log, and waits for it for up to two seconds:
+    /// see [`LibraryBuilder::hands_over`].
     pub async fn shutdown(&self) {
+        self.offer_lead().await;
         let node = lock_node(&self.inner.node).take();
         if let Some(node) = node {
             node.stop().await;
@@ -476,6 +529,27 @@ impl Library {
         // The lock goes with the file handle; unlocking it now lets the database be opened while clones are about.
         let _ = self.inner._lock.unlock();
         self.inner.status.send_modify(|status| status.link = Link::Idle);
+    }
+}
+
+impl Library {
+    async fn offer_lead(&self) {
+        if !self.inner.hands_over {
+            return;
+        }
+        let best = {
+            let status = self.inner.status.borrow();
+            let followers = status.followers.iter().filter(|_| status.role == Role::Leader);
+            followers.max_by_key(|f| (f.confirmed, f.device)).map(|f| f.device)
+        };
+        let Some(best) = best else { return };
+        match tokio::time::timeout(HAND_OVER_MAX, self.hand_over(best)).await {
+            Ok(Ok(term)) => tracing::info!(library = %self.inner.id, %term, "the lead was handed over"),
+            Ok(Err(error)) => {
+                tracing::warn!(library = %self.inner.id, %error, "the lead was not handed over")
+            }
+            Err(_) => tracing::warn!(library = %self.inner.id, %best, "the lead was not taken in time"),
+        }
     }
 }
 

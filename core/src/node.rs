@@ -8,21 +8,24 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use rusqlite::Connection;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
+    time::Instant,
 };
 
 use crate::{
-    engine::Pulse,
+    engine::{Driver, Pulse},
     error::Error,
     id::Seq,
     id::{DeviceId, Position, Term},
     library::Inner,
-    sequence, serving,
+    reassign::{self, Admission},
+    serving,
     status::{Follower, Link, Role, Status},
     store::{self, Model},
     term::{self, Started},
@@ -30,7 +33,10 @@ use crate::{
 };
 
 mod decide;
+mod failover;
 mod follow;
+pub(crate) mod inquire;
+mod reclaim;
 mod serve;
 
 #[cfg(test)]
@@ -42,6 +48,7 @@ const QUESTIONS_QUEUE: usize = 16;
 /// A started library's tasks.
 pub(crate) struct Node {
     stop: watch::Sender<bool>,
+    shared: Arc<Shared>,
     tasks: JoinSet<()>,
     questions: mpsc::Sender<oneshot::Sender<Position>>,
 }
@@ -52,7 +59,16 @@ pub(crate) struct Shared {
     pub(crate) transport: SharedTransport,
     /// What each follower confirmed in this term. Only in memory: a new term begins with none.
     pub(crate) slots: Mutex<HashMap<DeviceId, Slot>>,
+    /// When a leader was last heard of, who it is, and the top of its log.
+    heard: Mutex<Option<Heard>>,
     pub(crate) stop: watch::Receiver<bool>,
+}
+
+#[derive(Clone, Copy)]
+struct Heard {
+    at: Instant,
+    leader: DeviceId,
+    top: Position,
 }
 
 /// What a follower confirmed, and on which of its channels: one that breaks late must not take the slot of the next.
@@ -74,6 +90,56 @@ impl Shared {
             Some(named) => all.into_iter().filter(|d| named.contains(d)).collect(),
             None => all,
         }
+    }
+
+    /// The devices that may be reached: configured peers, and members of the library that the transport knows.
+    pub(crate) async fn reachable(&self) -> Vec<DeviceId> {
+        let mut peers = self.peers();
+        let all = self.transport.peers();
+        if peers.len() < all.len() {
+            let members = self.library.engine.step(move |driver| {
+                let conn = driver.store.connection();
+                let mut members = Vec::new();
+                for device in all {
+                    if term::is_member(conn, device)? {
+                        members.push(device);
+                    }
+                }
+                Ok(members)
+            });
+            let others = members.await.unwrap_or_default().into_iter();
+            let others: Vec<_> = others.filter(|device| !peers.contains(device)).collect();
+            peers.extend(others);
+        }
+        peers
+    }
+
+    /// Runs a step that opens a term: it makes the configured peers members.
+    pub(crate) async fn with_admission<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&mut Driver, Admission<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (peers, precedence) = (self.peers(), Arc::clone(&self.library.precedence));
+        let step =
+            move |driver: &mut Driver| step(driver, Admission { peers: &peers, precedence: &precedence });
+        self.library.engine.step(step).await
+    }
+
+    fn note_heard(&self, leader: DeviceId, top: Option<Position>) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = heard.filter(|heard| heard.leader == leader).map(|heard| heard.top);
+        let top = top.or(before).unwrap_or(Position::EMPTY);
+        *heard = Some(Heard { at: Instant::now(), leader, top });
+    }
+
+    /// For how long no leader was heard of; `None` if none ever was.
+    pub(crate) fn unheard(&self) -> Option<Duration> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).map(|heard| heard.at.elapsed())
+    }
+
+    /// The leader that was heard of last, and the top of its log as it then said.
+    pub(crate) fn heard_top(&self) -> Option<(DeviceId, Position)> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).map(|heard| (heard.leader, heard.top))
     }
 
     /// Resolves when the node is to stop.
@@ -105,7 +171,8 @@ impl Shared {
 pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Result<Node, Error> {
     let device = transport.device();
     let (stop, stopping) = watch::channel(false);
-    let shared = Arc::new(Shared { library, transport, slots: Mutex::default(), stop: stopping });
+    let (slots, heard) = (Mutex::default(), Mutex::default());
+    let shared = Arc::new(Shared { library, transport, slots, heard, stop: stopping });
     let incoming = shared.transport.listen(shared.library.id)?;
     let peers = shared.peers();
     let precedence = Arc::clone(&shared.library.precedence);
@@ -115,12 +182,7 @@ pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Re
         .step(move |driver| {
             let started = driver.transaction(|tx| term::start(tx, device, &precedence))?;
             driver.begin_sealing();
-            sequence::own(driver)?;
-            driver.transaction(|tx| {
-                term::admit(tx, &peers, &precedence)?;
-                term::set_roles(tx, &precedence)
-            })?;
-            driver.publish()?;
+            reassign::lead_on(driver, Admission { peers: &peers, precedence: &precedence })?;
             Ok(started)
         })
         .await?;
@@ -152,8 +214,13 @@ pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Re
     if let Some(resolver) = shared.library.resolver.clone() {
         tasks.spawn(decide::decide(Arc::clone(&shared), resolver));
     }
-    tasks.spawn(follow::follow(shared, asked));
-    Ok(Node { stop, tasks, questions })
+    if let Some(failover) = shared.library.failover {
+        tasks.spawn(failover::failover(Arc::clone(&shared), failover));
+    }
+    tasks.spawn(inquire::tell_others(Arc::clone(&shared)));
+    tasks.spawn(reclaim::reclaim(Arc::clone(&shared)));
+    tasks.spawn(follow::follow(Arc::clone(&shared), asked));
+    Ok(Node { stop, shared, tasks, questions })
 }
 
 impl Node {
@@ -161,6 +228,10 @@ impl Node {
     pub(crate) async fn stop(mut self) {
         let _ = self.stop.send(true);
         while self.tasks.join_next().await.is_some() {}
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
     }
 
     pub(crate) fn questions(&self) -> mpsc::Sender<oneshot::Sender<Position>> {
@@ -219,6 +290,10 @@ async fn show_pulse(shared: Arc<Shared>) {
             show_counts(&now, status);
             if now.leads {
                 status.behind = Some(0);
+                if status.role != Role::Leader {
+                    (status.role, status.leader, status.link) = (Role::Leader, status.device, Link::Leading);
+                    (status.next_retry, status.last_error) = (None, None);
+                }
             } else if status.role == Role::Leader {
                 // Deposed: a follower has seen a higher term.
                 status.role = Role::Follower;

@@ -12,8 +12,8 @@ use crate::{
     error::Error,
     id::{DeviceId, Position, Seq, Term},
     log::{self, LogReader},
-    sequence,
-    store::{self, Model},
+    reassign, sequence,
+    store::{self, Model, Tx},
     term,
     wire::{Message, PushStop},
 };
@@ -133,7 +133,8 @@ pub(crate) fn subscribe(
         );
         return Ok(Answer::With(Message::Refused { reason }));
     };
-    if !replica.is_leader() {
+    // One that granted the lead goes on sending what it has, until somebody has taken it (rule H).
+    if !replica.is_leader() && reassign::unanswered(&replica).is_none() {
         return Ok(Answer::With(not_leader(replica.max_seen)));
     }
     let (lead, floor, my_top) = (replica.max_seen, replica.floor, replica.top);
@@ -206,6 +207,47 @@ pub(crate) fn take_push(
         Accepted::Diverged => Message::PushStopped { lead, why: PushStop::Diverged },
         Accepted::Forked { origin, n } => Message::PushStopped { lead, why: PushStop::Forked { origin, n } },
         Accepted::NotLeader(max_seen) => not_leader(max_seen),
+    })
+}
+
+/// Whether what a peer says of terms counts: it is a member, or the log has yet to name any and it is configured.
+fn is_heard(tx: &Tx<'_>, peer: Peer) -> Result<bool, Error> {
+    Ok(term::is_member(tx.conn, peer.device)? || (peer.is_configured && tx.replica()?.top.seq == Seq(0)))
+}
+
+/// Answers the question where this device stands; `unheard` and `priority` are as [`Message::Standing`] has them.
+pub(crate) fn inquire(
+    driver: &mut Driver,
+    peer: Peer,
+    max_seen: Term,
+    unheard: Option<u64>,
+    priority: Option<u8>,
+) -> Result<Message, Error> {
+    let heard = driver.transaction(|tx| {
+        let heard = is_heard(tx, peer)?;
+        if heard {
+            term::adopt(tx, max_seen)?;
+        }
+        Ok(heard)
+    })?;
+    driver.publish()?;
+    // Nothing is told that a crash could take back (rule D).
+    driver.store.sync()?;
+    let replica = store::replica(driver.store.connection())?.ok_or(Error::NoLibrary)?;
+    Ok(match heard {
+        true => Message::Standing {
+            max_seen: replica.max_seen,
+            top: replica.top,
+            leads: replica.is_leader(),
+            unheard,
+            priority,
+        },
+        false => Message::Refused {
+            reason: format!(
+                "device {} is not a member of library {}; nothing was changed",
+                peer.device, replica.library
+            ),
+        },
     })
 }
 

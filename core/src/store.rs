@@ -26,6 +26,7 @@ use crate::{
     layout::Numbers,
     log::{read_run, term_at},
     model::{ModelDescriptor, Recorder},
+    reassign::Grant,
     references::References,
     sql::{Bound, read_value},
     tree::Tree,
@@ -187,6 +188,8 @@ pub(crate) struct Replica {
     pub(crate) founder: bool,
     pub(crate) max_seen: Term,
     pub(crate) lead: Option<Term>,
+    /// The lead that it gave away last.
+    pub(crate) granted: Option<Grant>,
     pub(crate) floor: Seq,
     pub(crate) clock: u64,
     /// Position of the last entry of the log.
@@ -536,7 +539,7 @@ pub(crate) fn replica(conn: &Connection) -> Result<Option<Replica>, Error> {
         "SELECT r.library, r.device, r.founder, r.max_seen, r.lead, r.floor,
             max(r.clock, coalesce((SELECT clock FROM sync_group ORDER BY first DESC LIMIT 1), 0)),
             EXISTS (SELECT 1 FROM sync_pending), coalesce((SELECT max(seq) FROM sync_entry), 0),
-            t.first, t.number, t.leader, t.counter, t.nonce
+            t.first, t.number, t.leader, t.counter, t.nonce, r.granted
          FROM sync_replica r LEFT JOIN sync_term t ON t.first = (SELECT max(first) FROM sync_term)
          WHERE r.id = 1",
     )?
@@ -559,6 +562,10 @@ fn read_replica(row: &Row<'_>) -> Result<Replica, Error> {
         founder: row.get(2)?,
         max_seen: term(&max_seen)?,
         lead: lead.as_ref().map(term).transpose()?,
+        granted: match row.get::<_, Option<String>>(14)? {
+            Some(text) => Some(Grant::from_text(&text).ok_or_else(|| damaged("grant", &text))?),
+            None => None,
+        },
         floor: Seq(row.get(5)?),
         clock: row.get(6)?,
         has_pending: row.get(7)?,
@@ -605,6 +612,14 @@ impl Tx<'_> {
         self.conn
             .prepare_cached("UPDATE sync_replica SET max_seen = ?1, lead = ?2 WHERE id = 1")?
             .execute(params![max_seen.to_text(), lead.map(Term::to_text)])?;
+        Ok(())
+    }
+
+    /// Writes down to whom the lead goes.
+    pub(crate) fn set_granted(&self, granted: Option<Grant>) -> Result<(), Error> {
+        self.conn
+            .prepare_cached("UPDATE sync_replica SET granted = ?1 WHERE id = 1")?
+            .execute([granted.map(Grant::to_text)])?;
         Ok(())
     }
 

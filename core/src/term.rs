@@ -12,7 +12,9 @@ use crate::{
     entry::{Body, Entry, Group},
     error::Error,
     id::{DeviceId, Incarnation, LibraryId, OriginSeq, Position, Seq, Term},
+    leadership::KnownDevice,
     log::{self, Appender},
+    reassign,
     store::{Minted, Replica, Tx, replica, top},
     world::tick,
 };
@@ -106,16 +108,20 @@ pub(crate) fn start(
         settle_tables(tx)?;
         return Ok(Started::Copied { before });
     }
-    let counter = match replica.lead {
-        Some(lead) if lead == replica.max_seen && lead.leader == device => lead.incarnation.counter + 1,
-        None if replica.founder && replica.max_seen == Term::ZERO => 1,
+    let (number, counter) = match replica.lead {
+        Some(lead) if lead == replica.max_seen && lead.leader == device => {
+            (lead.number, lead.incarnation.counter + 1)
+        }
+        None if replica.founder && replica.max_seen == Term::ZERO => (1, 1),
+        // It granted the lead, and nobody has taken it as far as it knows.
+        None if let Some(grant) = reassign::unanswered(&replica) => (grant.number + 1, 1),
         _ => {
             settle_tables(tx)?;
             return Ok(Started::Following);
         }
     };
     let incarnation = Incarnation { counter, nonce: tx.world.random() };
-    let term = Term { number: replica.max_seen.number.max(1), leader: device, incarnation };
+    let term = Term { number, leader: device, incarnation };
     open_term(tx, term)?;
     admit(tx, &[device], precedence)?;
     settle_tables(tx)?;
@@ -129,7 +135,7 @@ fn settle_tables(tx: &mut Tx<'_>) -> Result<(), Error> {
 }
 
 /// Opens a term: from here on this device appends, and nobody else in this term.
-fn open_term(tx: &mut Tx<'_>, term: Term) -> Result<(), Error> {
+pub(crate) fn open_term(tx: &mut Tx<'_>, term: Term) -> Result<(), Error> {
     let replica = tx.replica()?;
     let top = replica.top;
     let now = tx.world.now();
@@ -137,6 +143,7 @@ fn open_term(tx: &mut Tx<'_>, term: Term) -> Result<(), Error> {
     let body = Body::TermStart { stamp, at: now };
     Appender::new(tx, top)?.push(&Entry { seq: top.seq.next(), term, n: None, body })?;
     tx.set_terms(term, Some(term))?;
+    tx.set_granted(None)?;
     tx.set_clock(stamp)
 }
 
@@ -209,10 +216,38 @@ pub(crate) fn role_of(conn: &rusqlite::Connection, device: DeviceId) -> Result<O
         .optional()?)
 }
 
+/// Devices that the log names as members, or that were heard of.
+pub(crate) fn known_devices(conn: &rusqlite::Connection) -> Result<Vec<KnownDevice>, Error> {
+    let rows: Vec<(String, Option<String>, u64, Option<i64>)> = conn
+        .prepare_cached(
+            "SELECT device, position_term, position_seq, last_contact FROM sync_device ORDER BY device",
+        )?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
+        .collect::<Result<_, _>>()?;
+    rows.into_iter()
+        .map(|(device, term, seq, last_contact)| {
+            let damaged = |what: &str, text: &str| Error::Damaged(format!("`{text}` is no {what}"));
+            let device = DeviceId::parse(&device).ok_or_else(|| damaged("device id", &device))?;
+            let position = match term {
+                Some(text) => {
+                    let term = Term::from_text(&text).ok_or_else(|| damaged("term", &text))?;
+                    Some(Position { term, seq: Seq(seq) })
+                }
+                None => None,
+            };
+            Ok(KnownDevice { device, answers: false, leads: false, position, last_contact })
+        })
+        .collect()
+}
+
 /// Adopts a higher term that a message carried (rule T). A leader that hears of one stops leading.
 pub(crate) fn adopt(tx: &mut Tx<'_>, seen: Term) -> Result<(), Error> {
-    if seen > tx.replica()?.max_seen {
+    let replica = tx.replica()?;
+    if seen > replica.max_seen {
         tx.set_terms(seen, None)?;
+        if replica.granted.is_some_and(|grant| seen.number >= grant.number) {
+            tx.set_granted(None)?;
+        }
     }
     Ok(())
 }

@@ -127,7 +127,8 @@ async fn set_up<E: Entities>() -> Result<Pair, Box<dyn std::error::Error + Send 
         for statement in E::create(&schema) {
             db.execute(&statement).await?;
         }
-        let library = builder(E::register(Library::builder(&db)), id).open().await?;
+        // Who leads stays so, whoever is shut down first.
+        let library = builder(E::register(Library::builder(&db).hands_over(false)), id).open().await?;
         let transport = network.plug(DeviceId([number; 32]));
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>((Device { db, library }, Arc::new(transport)))
     };

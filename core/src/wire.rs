@@ -59,6 +59,15 @@ pub(crate) enum Message {
     Diverged { lead: Term, common: Seq, top: Position },
     /// Leader: what the follower needs is compacted; `floor` is the lowest seq it could have served.
     BelowFloor { lead: Term, common: Seq, floor: Seq },
+    /// Leader, to the follower that is to lead next and has all of its log: the term of this number may be opened by it,
+    /// behind this position. The leader appends nothing any more.
+    Grant { lead: Term, number: u64, position: Position },
+    /// Anybody, first message of a channel: the highest term that it has seen, which tells of a new leader, and a question:
+    /// where do you stand? Answered by `Standing`.
+    Inquire { max_seen: Term },
+    /// The answer to `Inquire`: where it stands, whether it leads, for how long it has not heard of a leader (ms; `None` if it
+    /// never has since it was started), and the priority with which it takes over by itself, if it does.
+    Standing { max_seen: Term, top: Position, leads: bool, unheard: Option<u64>, priority: Option<u8> },
     /// Anybody who is not the leader: who is, as far as it knows.
     NotLeader { max_seen: Term, leader: Option<DeviceId> },
     /// Anybody, before ending the channel: why it will not talk. For a person to read.

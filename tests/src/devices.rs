@@ -137,7 +137,12 @@ pub async fn connect(path: &Path) -> Connection {
 
 /// A builder with the models of [`small`](crate::small).
 pub fn builder(db: &Connection) -> LibraryBuilder {
-    Library::builder(db).model::<item::Entity>().model::<team::Entity>().model::<person::Entity>()
+    // Who leads is the scenario's business.
+    Library::builder(db)
+        .hands_over(false)
+        .model::<item::Entity>()
+        .model::<team::Entity>()
+        .model::<person::Entity>()
 }
 
 impl Device {

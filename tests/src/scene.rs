@@ -121,7 +121,7 @@ impl Device {
         let file = folder.join(format!("device{number}.sqlite"));
         let db = open_file(&file).await;
         db.execute_unprepared(schema).await.unwrap();
-        let library = builder(Library::builder(&db)).open().await.unwrap();
+        let library = builder(Library::builder(&db).hands_over(false)).open().await.unwrap();
         Self { db, library, file, id: DeviceId([number; 32]) }
     }
 
@@ -253,7 +253,7 @@ impl Closed {
         register: impl FnOnce(LibraryBuilder) -> LibraryBuilder,
     ) -> Result<Device, Error> {
         let db = self.connect().await;
-        let library = register(Library::builder(&db)).existing().open().await?;
+        let library = register(Library::builder(&db).hands_over(false)).existing().open().await?;
         Ok(Device { db, library, file: self.file.clone(), id: self.id })
     }
 }

@@ -52,6 +52,8 @@ pub struct Trio {
     valves: [watch::Sender<bool>; 3],
     clock: Arc<Clock>,
     _folder: TempDir,
+    /// Without it no channel could be opened again.
+    _network: MemoryNetwork,
 }
 
 impl Trio {
@@ -75,7 +77,7 @@ impl Trio {
         let (Ok(devices), Ok(valves)) = (devices.try_into(), valves.try_into()) else {
             unreachable!("there are three of each");
         };
-        let trio = Self { devices, valves, clock, _folder: folder };
+        let trio = Self { devices, valves, clock, _folder: folder, _network: network };
         trio.level().await;
         trio
     }

@@ -11,19 +11,20 @@ use tokio::{
     sync::{
         broadcast,
         mpsc::{self, error::TryRecvError},
-        oneshot,
+        oneshot, watch,
     },
     task::{JoinError, JoinSet},
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Instant, MissedTickBehavior, sleep_until, timeout, timeout_at},
 };
 
 use super::Shared;
 use crate::{
-    engine::Driver,
+    engine::{Driver, Pulse},
     entry::Run,
     error::Error,
     following::{self, Begun, End, Following, Heard, Received, Unpacked},
     id::{DeviceId, Position, Term},
+    reassign::{self, Admission, Grant},
     status::{AppliedChange, Link},
     store,
     transport::{Channel, MessageReceiver, MessageSender, TransportError},
@@ -48,6 +49,10 @@ const LOOK_EVERY: Duration = Duration::from_micros(200);
 /// Pushes that may wait for an answer: what the leader is busy with while a large group is applied here. They are kept by
 /// neither side, but where the network has them.
 const PUSHES_AHEAD: usize = 4;
+/// Devices that name each other as the leader are asked in turn this often without a pause.
+const REDIRECTS_MAX: u32 = 4;
+/// A leader is asked for a sign of life no more often than this.
+const PROBE_MIN: Duration = Duration::from_millis(50);
 /// Delay before the first new try, and the longest between two.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
@@ -92,15 +97,21 @@ fn show_stopped(shared: &Shared, reason: String) {
 async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<String> {
     let mut backoff = retry();
     let mut hint = None;
+    let mut pulse = shared.library.engine.pulse();
+    // How often somebody was followed to who he said leads, without a pause.
+    let mut redirects = 0;
     loop {
+        let mut seen = pulse.borrow().max_seen;
+        let mut tried = None;
         let mut lost = "no peer is configured for this library: add one".to_owned();
         let mut redirected = false;
         for peer in candidates(shared, hint.take()).await {
+            tried = Some(peer);
             let applied_before = shared.library.status.borrow().position;
             match session(shared, peer, questions).await {
                 Ok(End::NotLeader(leader)) => {
                     lost = format!("device {peer} does not lead");
-                    hint = leader.filter(|leader| *leader != peer && shared.is_configured(*leader));
+                    hint = leader.filter(|leader| *leader != peer && *leader != shared.transport.device());
                     redirected = hint.is_some();
                 }
                 Ok(End::Lost(reason)) => lost = reason,
@@ -122,14 +133,24 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
             }
             if shared.library.status.borrow().position != applied_before {
                 backoff = retry();
+                redirects = 0;
             }
             if redirected {
                 break;
             }
         }
-        if shared.library.engine.pulse().borrow().leads {
+        let now = pulse.borrow_and_update().clone();
+        if now.leads {
             return None;
         }
+        // Somebody else has told of another leader meanwhile.
+        redirected |= now.max_seen != seen && Some(now.max_seen.leader) != tried;
+        seen = now.max_seen;
+        if redirected && redirects < REDIRECTS_MAX {
+            redirects += 1;
+            continue;
+        }
+        redirects = 0;
         let delay = backoff.next().unwrap_or(RETRY.1);
         let next = shared.library.world.now() + i64::try_from(delay.as_millis()).unwrap_or(0);
         tracing::info!(library = %shared.library.id, reason = lost, ?delay, "offline; trying again");
@@ -138,7 +159,11 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
             status.last_error = Some(lost);
             status.next_retry = Some(next);
         });
-        tokio::time::sleep(delay).await;
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            // Somebody has told of another leader.
+            _ = pulse.wait_for(|pulse| pulse.leads || pulse.max_seen != seen) => {}
+        }
         shared.library.status.send_modify(|status| {
             status.link = Link::Connecting;
             status.next_retry = None;
@@ -184,15 +209,13 @@ fn retry() -> backon::ExponentialBackoff {
 
 /// Whom to try, in order: who is said to lead, who led last, everybody else.
 async fn candidates(shared: &Arc<Shared>, hint: Option<DeviceId>) -> Vec<DeviceId> {
-    let led = shared
-        .library
-        .engine
-        .step(|driver| Ok(store::replica(driver.store.connection())?.map(|r| r.max_seen.leader)))
-        .await
-        .ok()
-        .flatten();
-    let mut peers = shared.peers();
-    peers.sort_by_key(|peer| (Some(*peer) != hint, Some(*peer) != led));
+    let (led, granted) = {
+        let pulse = shared.library.engine.pulse();
+        let pulse = pulse.borrow();
+        (pulse.max_seen.leader, pulse.granted.map(|grant| grant.to))
+    };
+    let mut peers = shared.reachable().await;
+    peers.sort_by_key(|peer| (Some(*peer) != hint, Some(*peer) != granted, *peer != led));
     peers
 }
 
@@ -232,7 +255,11 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
     };
     let mut pulse = shared.library.engine.pulse();
     // What this device asks and confirms says nothing of the leader: only what is heard counts.
-    let mut silent_at = Instant::now() + SILENCE_MAX;
+    let silence = shared.library.failover.map_or(SILENCE_MAX, |failover| failover.after.min(SILENCE_MAX));
+    let mut silent_at = Instant::now() + silence;
+    // Who is to take over when nothing is heard asks before it is too long.
+    let mut probe = tokio::time::interval((silence / 3).max(PROBE_MIN));
+    probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let confirm_at = session.confirm_at.unwrap_or_else(|| Instant::now() + SILENCE_MAX);
         tokio::select! {
@@ -246,18 +273,28 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
                     if let Some(end) = end {
                         return Ok(end);
                     }
-                    silent_at = Instant::now() + SILENCE_MAX;
+                    if let Some(end) = session.is_over(&pulse) {
+                        return Ok(end);
+                    }
+                    silent_at = Instant::now() + silence;
+                    if session.following.lead.is_some() {
+                        shared.note_heard(peer, None);
+                    }
                     // Where the next message is always there already, nothing below would ever have its turn.
                     session.catch_up(questions).await?;
                 }
                 Ok(Some(Err(reason))) => return Ok(End::Lost(format!("device {peer}: {reason}"))),
                 Ok(None) => return Ok(End::Lost(format!("device {peer} ended the channel"))),
-                Err(_) => return Ok(End::Lost(format!("nothing was heard of device {peer} for {} s", SILENCE_MAX.as_secs()))),
+                Err(_) => return Ok(End::Lost(format!("nothing was heard of device {peer} for {silence:?}"))),
             },
+            _ = probe.tick(), if session.probes() => session.probe().await?,
             Some(question) = questions.recv() => session.ask(question, questions).await?,
             changed = pulse.changed() => match changed {
                 Ok(()) => {
                     let pending = pulse.borrow_and_update().pending_ends;
+                    if let Some(end) = session.is_over(&pulse) {
+                        return Ok(end);
+                    }
                     session.push(pending).await?;
                 }
                 Err(_) => return Ok(End::Lost("the engine has ended".to_owned())),
@@ -362,6 +399,41 @@ impl Session<'_> {
         self.push(self.pending_ends()).await
     }
 
+    /// How the session ends where somebody else has told of a higher term, or this device leads.
+    fn is_over(&self, pulse: &watch::Receiver<Pulse>) -> Option<End> {
+        let lead = self.following.lead?;
+        let pulse = pulse.borrow();
+        (pulse.leads || pulse.max_seen > lead).then(|| End::NotLeader(Some(pulse.max_seen.leader)))
+    }
+
+    /// The leader has all of its log here and appends nothing more: opens the term that it granted, and tells it.
+    async fn take_grant(
+        &mut self,
+        lead: Term,
+        number: u64,
+        position: Position,
+    ) -> Result<Option<End>, Error> {
+        let grant = Grant { number, position, to: self.shared.transport.device() };
+        let take = move |driver: &mut Driver, admission: Admission<'_>| {
+            reassign::take_grant(driver, lead, grant, admission)
+        };
+        let Some(term) = self.shared.with_admission(take).await? else { return Ok(None) };
+        tracing::info!(library = %self.shared.library.id, %term, from = %self.following.peer, "the lead was handed over to this device");
+        // Lost on the way, it is told in other ways.
+        let _ = send(self.sender.as_mut(), &Message::Confirm { max_seen: term, position }).await;
+        Ok(Some(End::NotLeader(None)))
+    }
+
+    /// Whether the leader is asked for a sign of life: more often than its heartbeat comes.
+    fn probes(&self) -> bool {
+        self.shared.library.failover.is_some() && self.following.lead.is_some()
+    }
+
+    async fn probe(&mut self) -> Result<(), Error> {
+        self.questions += 1;
+        send(self.sender.as_mut(), &Message::Ask { number: self.questions }).await
+    }
+
     /// Asks for the leader's top, once for all that wait.
     async fn ask(&mut self, first: oneshot::Sender<Position>, more: &mut Questions) -> Result<(), Error> {
         self.questions += 1;
@@ -399,6 +471,9 @@ impl Session<'_> {
             }
             Heard::Reply(message) => send(self.sender.as_mut(), &message).await?,
             Heard::End(end) => return Ok(Some(end)),
+            Heard::Granted { lead, number, position } => {
+                return self.take_grant(lead, number, position).await;
+            }
             Heard::Nothing | Heard::Applied(_) | Heard::Staged | Heard::Again => {}
         }
         Ok(None)
@@ -485,6 +560,7 @@ impl Session<'_> {
 
     /// Shows that the subscription stands and how far behind this device is.
     fn show(&self, top: Position) {
+        self.shared.note_heard(self.following.peer, Some(top));
         let now = self.shared.library.world.now();
         let leader = self.following.peer;
         let applied = self.applied;

@@ -16,6 +16,7 @@ use crate::{
     engine::{Driver, Pulse, Tail},
     error::Error,
     id::{DeviceId, Position, Seq, Term},
+    reassign::Grant,
     serving::{self, Answer, Peer, Push, Served, Subscription},
     transport::{Channel, MessageReceiver, MessageSender, TransportError},
     wire::{Columns, Message, Unreadable},
@@ -83,6 +84,9 @@ async fn serve(shared: &Arc<Shared>, channel: Channel, number: u64) -> Result<()
         }
     };
     let asked = match Message::decode(&first) {
+        Ok(Message::Inquire { max_seen }) => {
+            return answer_inquiry(shared, peer, max_seen, sender.as_mut()).await;
+        }
         Ok(Message::Subscribe { max_seen, top, history, complete }) => {
             Subscription::of(max_seen, top, history, complete).ok_or_else(|| serving::NO_HISTORY.to_owned())
         }
@@ -127,8 +131,23 @@ async fn serve(shared: &Arc<Shared>, channel: Channel, number: u64) -> Result<()
     let mut listener = JoinSet::new();
     let (tell, heard) = mpsc::channel(ASKED_QUEUE);
     let (lead, floor, from) = (served.lead, served.floor, served.from.seq);
+    let to = (peer, lead, floor);
     listener.spawn(listen(Arc::clone(shared), number, served, receiver, tell));
-    subscription(shared, lead, floor, from, sender, heard).await
+    subscription(shared, to, from, sender, heard).await
+}
+
+async fn answer_inquiry(
+    shared: &Shared,
+    device: DeviceId,
+    max_seen: Term,
+    sender: &mut dyn MessageSender,
+) -> Result<(), Error> {
+    let peer = Peer { device, is_configured: shared.is_configured(device) };
+    let unheard = shared.unheard().map(|unheard| u64::try_from(unheard.as_millis()).unwrap_or(u64::MAX));
+    let priority = shared.library.failover.map(|failover| failover.priority);
+    let step = move |driver: &mut Driver| serving::inquire(driver, peer, max_seen, unheard, priority);
+    let answer = shared.library.engine.step(step).await?;
+    Ok(sender.send(answer.encode()).await?)
 }
 
 async fn answer(shared: &Shared, device: DeviceId, asked: Subscription) -> Result<Answer, Error> {
@@ -153,20 +172,19 @@ enum Heard {
 /// Sends entries from `cursor` on, until the channel ends or this device no longer leads.
 async fn subscription(
     shared: &Arc<Shared>,
-    lead: Term,
-    floor: Seq,
+    (peer, lead, floor): (DeviceId, Term, Seq),
     mut cursor: Seq,
     mut sender: Box<dyn MessageSender>,
     mut heard: mpsc::Receiver<Heard>,
 ) -> Result<(), Error> {
     let mut pulse: watch::Receiver<Pulse> = shared.library.engine.pulse();
+    let mut granted = false;
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let now = pulse.borrow_and_update().clone();
-        let Some(top) = now.top.filter(|_| now.leads) else {
-            let message = Message::NotLeader { max_seen: lead, leader: None };
-            sender.send(message.encode()).await?;
+        let Some(top) = now.top.filter(|_| now.serves() == Some(lead)) else {
+            sender.send(serving::not_leader(now.max_seen).encode()).await?;
             return Ok(());
         };
         if cursor < top.seq {
@@ -192,6 +210,12 @@ async fn subscription(
                 }
             }
             continue;
+        }
+        if let Some(grant) = now.granted.filter(|grant| grant.to == peer && grant.position == top && !granted)
+        {
+            granted = true;
+            let Grant { number, position, .. } = grant;
+            sender.send(Message::Grant { lead, number, position }.encode()).await?;
         }
         tokio::select! {
             changed = pulse.changed() => if changed.is_err() { return Ok(()) },
