@@ -10,7 +10,7 @@ use crate::{
     engine::Driver,
     entry::{EntryKind, Run},
     error::Error,
-    id::{DeviceId, Position, Term},
+    id::{DeviceId, Position, Seq, Term},
     log,
     pending::{self, PushedUpTo},
     status::{AppliedChange, ChangeKind},
@@ -29,7 +29,18 @@ pub(crate) enum End {
     /// Waiting does not help.
     Stopped(String),
     /// The log here parts from the leader's: its tail goes back into pending before it is followed again.
-    Diverged(Unwinding),
+    Diverged {
+        unwinding: Unwinding,
+        /// What the leader has compacted up to.
+        floor: Seq,
+    },
+    /// What this device needs behind `common` is compacted there, up to `floor`.
+    BelowFloor {
+        /// The last entry that both logs have.
+        common: Seq,
+        /// See above.
+        floor: Seq,
+    },
 }
 
 /// What a message came to.
@@ -413,13 +424,10 @@ impl Following {
             }
             Message::Grant { lead, number, position } => Ok(Heard::Granted { lead, number, position }),
             Message::PushStopped { why, .. } => Ok(Heard::End(self.push_stopped(driver, why)?)),
-            Message::Diverged { lead, common, top } => {
-                Ok(Heard::End(End::Diverged(Unwinding::new(lead, common, top))))
+            Message::Diverged { lead, common, top, floor } => {
+                Ok(Heard::End(End::Diverged { unwinding: Unwinding::new(lead, common, top), floor }))
             }
-            Message::BelowFloor { common, floor, .. } => Ok(Heard::End(End::Stopped(format!(
-                "device {peer} has compacted its log up to {floor}, and this device has it only up to {common}; \
-                 nothing was changed. Let this device join anew"
-            )))),
+            Message::BelowFloor { common, floor, .. } => Ok(Heard::End(End::BelowFloor { common, floor })),
             other => {
                 tracing::warn!(%peer, ?other, "a leader sent what only a follower may");
                 Ok(Heard::End(End::Lost(format!("device {peer} does not keep to the protocol"))))

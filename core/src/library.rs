@@ -232,6 +232,7 @@ impl LibraryBuilder {
             dead_letters: 0,
             blocked: 0,
             rolled_back: None,
+            split: None,
             unadopted,
             followers: Vec::new(),
             last_success: None,
@@ -422,34 +423,39 @@ impl Library {
     /// # Errors
     /// [`Error::Stopped`] and [`Error::LinkStopped`] when it would wait for ever.
     pub async fn barrier(&self) -> Result<(), Error> {
-        let (own_top, pending) = self
+        // As long as this device's log turns out to be another than the leader's: what it held is pending again then.
+        while !self.is_level().await? {}
+        // The status counts at its leisure; who has waited for all this is not shown what waited before.
+        self.inner.engine.step(Driver::publish).await?;
+        let pulse = self.inner.engine.pulse().borrow().clone();
+        self.inner.status.send_modify(|status| node::show_counts(&pulse, status));
+        Ok(())
+    }
+
+    /// Waits until what is committed here now is in the leader's log, and this device has what that held; whether it is in
+    /// there still.
+    async fn is_level(&self) -> Result<bool, Error> {
+        let (leads, own, pending) = self
             .inner
             .engine
             .step(|driver| {
                 driver.transaction(seal::seal_all)?;
                 sequence::own(driver)?;
                 driver.publish()?;
-                let replica = store::replica(driver.store.connection())?;
-                let own_top = replica.filter(Replica::is_leader).map(|replica| replica.top);
-                Ok((own_top, driver.pending_ends()))
+                let replica = store::replica(driver.store.connection())?.ok_or(Error::NoLibrary)?;
+                Ok((replica.is_leader(), replica.top, driver.pending_ends()))
             })
             .await?;
-        // On the leader all is done by now; the status is waited for, so that it tells no older position.
-        let top = match own_top {
-            Some(top) => top,
-            None => {
-                if let Some((_, last)) = pending {
-                    self.settled_up_to(last).await?;
-                }
-                node::ask_top(&self.inner).await?
-            }
-        };
-        self.reached(top).await?;
-        // The status counts at its leisure; who has waited for all this is not shown what waited before.
-        self.inner.engine.step(Driver::publish).await?;
-        let pulse = self.inner.engine.pulse().borrow().clone();
-        self.inner.status.send_modify(|status| node::show_counts(&pulse, status));
-        Ok(())
+        if leads {
+            // All is done by now; the status is waited for, so that it tells no older position.
+            return self.reached(own, Some(Role::Leader)).await;
+        }
+        if let Some((_, last)) = pending {
+            self.settled_up_to(last).await?;
+        }
+        let top = node::ask_top(&self.inner).await?;
+        self.reached(top, None).await?;
+        self.inner.engine.step(move |driver| term::holds(driver.store.connection(), own)).await
     }
 
     /// Waits until no pending change up to this id is left.
@@ -480,16 +486,22 @@ impl Library {
         }
     }
 
-    /// Waits until the log here reaches `top`.
-    async fn reached(&self, top: Position) -> Result<(), Error> {
+    /// Waits until the log here reaches `top`; or, where a role is named, this device has another by now: then it is false.
+    async fn reached(&self, top: Position, role: Option<Role>) -> Result<bool, Error> {
         let mut status = self.status();
         let stopped = || Error::Stopped { reason: "the library was shut down".into() };
+        let is_other = |s: &Status| role.is_some_and(|role| s.role != role);
         let status = status
-            .wait_for(|s| s.position.seq >= top.seq || matches!(s.link, Link::Stopped { .. } | Link::Idle))
+            .wait_for(|s| {
+                s.position.seq >= top.seq
+                    || is_other(s)
+                    || matches!(s.link, Link::Stopped { .. } | Link::Idle)
+            })
             .await
             .map_err(|_| stopped())?;
         match &status.link {
-            _ if status.position.seq >= top.seq => Ok(()),
+            _ if is_other(&status) => Ok(false),
+            _ if status.position.seq >= top.seq => Ok(true),
             Link::Stopped { reason } => {
                 Err(Error::LinkStopped { peer: top.term.leader, reason: reason.clone() })
             }

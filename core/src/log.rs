@@ -320,6 +320,20 @@ pub(crate) fn term_at(conn: &Connection, seq: Seq) -> Result<Term, Error> {
     .map(|run| run.term)
 }
 
+/// The last seq up to which this log is the one that held `position`, of a log with the same beginnings: terms only rise
+/// along a log, and where two logs have the same one they are the same.
+pub(crate) fn last_common(conn: &Connection, position: Position) -> Result<Seq, Error> {
+    let top: u64 = conn.query_row("SELECT coalesce(max(seq), 0) FROM sync_entry", [], |row| row.get(0))?;
+    let mut end = Seq(top);
+    for run in runs(conn)?.iter().rev() {
+        if run.term <= position.term {
+            return Ok(if run.term == position.term { end.min(position.seq) } else { end });
+        }
+        end = Seq(run.first.0.saturating_sub(1));
+    }
+    Ok(Seq(0))
+}
+
 /// Reads the columns of `sync_term`, the first of which is `at`.
 pub(crate) fn read_run(row: &Row<'_>, at: usize) -> Result<Run, Error> {
     let leader: String = row.get(at + 2)?;

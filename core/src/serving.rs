@@ -147,7 +147,7 @@ pub(crate) fn subscribe(
     Ok(if common < floor && common < my_top.seq {
         Answer::With(Message::BelowFloor { lead, common, floor })
     } else if common < top.seq {
-        Answer::With(Message::Diverged { lead, common, top })
+        Answer::With(Message::Diverged { lead, common, top, floor })
     } else {
         Answer::Serve(Served { peer: peer.device, lead, floor, from: top, runs: mine })
     })

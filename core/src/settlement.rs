@@ -1,7 +1,8 @@
 //! Settlements: what became of the changes that this device made.
 //!
 //! Every change gets an entry, whatever becomes of it, so the log itself is the durable stream of settlements: whoever
-//! keeps the seq of the last one it dealt with goes on from there, after a restart too.
+//! keeps the position of the last one it dealt with goes on from there, after a restart too. What a rejoin took back is told
+//! again when the log shows it again: it may have come to something else.
 
 use std::collections::VecDeque;
 
@@ -12,10 +13,10 @@ use crate::{
     dead_letter::{self, DeadLetterId},
     entry::{Body, Change, Decision, EntryKind},
     error::Error,
-    id::{DeviceId, Seq},
+    id::{DeviceId, Position, Seq},
     layout::{Layouts, RecordId, logged_before},
     library::Library,
-    log::LogReader,
+    log::{self, LogReader},
     resolve::{Effect, Loser},
     row::Row,
     store::{self, Model},
@@ -53,8 +54,8 @@ pub enum Outcome {
 /// A change of this device that is in the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settlement {
-    /// Its entry. Keep the highest that was dealt with, to go on from there.
-    pub seq: Seq,
+    /// Where its entry stands. Keep that of the last one that was dealt with, to go on from there.
+    pub position: Position,
     /// Sync id of the model.
     pub model: String,
     /// Canonical id of the record.
@@ -105,14 +106,16 @@ pub(crate) fn row_after(
 /// Settlements that are read at once.
 const PAGE: usize = 256;
 
-/// This device's settlements behind `after`, up to [`PAGE`]; and up to where the log was looked through.
+/// This device's settlements behind `after`, up to [`PAGE`]; and up to where the log was looked through. Where the log does not
+/// hold that position any more, since it was unwound, from where it parts from the log that did.
 pub(crate) fn read(
     conn: &Connection,
     models: &[Model],
     device: DeviceId,
-    after: Seq,
-) -> Result<(VecDeque<Settlement>, Seq), Error> {
-    let top = store::top(conn)?.seq;
+    after: Position,
+) -> Result<(VecDeque<Settlement>, Position), Error> {
+    let top = store::top(conn)?;
+    let after = log::last_common(conn, after)?;
     let mut found = VecDeque::new();
     let mut groups = conn.prepare_cached(
         "SELECT g.first, g.last FROM sync_group g JOIN sync_origin o ON o.id = g.origin
@@ -125,7 +128,7 @@ pub(crate) fn read(
         let mut at = first.max(after.0 + 1);
         while at <= last {
             if found.len() >= PAGE {
-                return Ok((found, Seq(at - 1)));
+                return Ok((found, Position { term: log::term_at(conn, Seq(at - 1))?, seq: Seq(at - 1) }));
             }
             if let Some(settlement) = of_entry(conn, models, Seq(at))? {
                 found.push_back(settlement);
@@ -145,7 +148,7 @@ pub(crate) fn of_entry(conn: &Connection, models: &[Model], seq: Seq) -> Result<
         return Ok(None);
     }
     Ok(Some(Settlement {
-        seq,
+        position: Position { term: entry.term, seq },
         model: change.shape.model.clone(),
         record: change.record.clone(),
         outcome: outcome(conn, seq, &change)?,
@@ -212,12 +215,12 @@ pub(crate) fn of_waiting(
 /// [`Library::settlements`](crate::Library::settlements).
 pub struct Settlements {
     library: Library,
-    cursor: Seq,
+    cursor: Position,
     ready: VecDeque<Settlement>,
 }
 
 impl Settlements {
-    pub(crate) fn new(library: Library, after: Seq) -> Self {
+    pub(crate) fn new(library: Library, after: Position) -> Self {
         Self { library, cursor: after, ready: VecDeque::new() }
     }
 
@@ -231,9 +234,9 @@ impl Settlements {
             if let Some(next) = self.ready.pop_front() {
                 return Ok(next);
             }
-            let top = status.borrow_and_update().position.seq;
+            let top = status.borrow_and_update().position;
             let device = status.borrow().device;
-            if let Some(device) = device.filter(|_| top > self.cursor) {
+            if let Some(device) = device.filter(|_| top != self.cursor) {
                 (self.ready, self.cursor) = self.library.read_settlements(device, self.cursor).await?;
                 if !self.ready.is_empty() {
                     continue;

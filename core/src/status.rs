@@ -38,6 +38,9 @@ pub struct Status {
     /// The last entry with a change that this device made and its database did not know: it was restored from an older state,
     /// or is a copy of one that goes on elsewhere. Nothing is lost by that; but two copies are better two devices.
     pub rolled_back: Option<Seq>,
+    /// The leader whose log and this device's have both been compacted behind the point at which they part: syncing has stopped
+    /// until a person decides which of the two is to stand, as the link's reason says.
+    pub split: Option<DeviceId>,
     /// Rows from before their model was synced that no other device gets yet, as counted when the library was opened:
     /// call [`Library::adopt`](crate::Library::adopt).
     pub unadopted: u64,

@@ -66,6 +66,11 @@ impl Unwinding {
         Self { lead, common, top, mapped: i64::MIN }
     }
 
+    /// Down to where it goes.
+    pub(crate) fn common(&self) -> Seq {
+        self.common
+    }
+
     /// One chunk.
     pub(crate) fn chunk(&mut self, tx: &mut Tx<'_>) -> Result<Unwound, Error> {
         let replica = tx.replica()?;

@@ -55,8 +55,8 @@ pub(crate) enum Message {
     Top { lead: Term, position: Position, clock: i64, answers: u64 },
     /// Leader: no run of the follower's history is in its log yet, and there is more.
     MoreHistory,
-    /// Leader: the follower's log parts from it after `common`.
-    Diverged { lead: Term, common: Seq, top: Position },
+    /// Leader: the follower's log parts from it after `common`. `floor` is what it has compacted up to.
+    Diverged { lead: Term, common: Seq, top: Position, floor: Seq },
     /// Leader: what the follower needs is compacted; `floor` is the lowest seq it could have served.
     BelowFloor { lead: Term, common: Seq, floor: Seq },
     /// Leader, to the follower that is to lead next and has all of its log: the term of this number may be opened by it,

@@ -7,7 +7,7 @@ use tidelog::{
     ChangeKind, Choice, Conflict, DeadLetter, LibraryBuilder, Outcome, Row, Settlement,
     conflict::{ConflictState, Winner},
     dead_letter::DeadLetterState,
-    id::Seq,
+    id::{Position, Seq},
     queue::QueuedState,
     value::Value,
 };
@@ -500,7 +500,7 @@ async fn the_queue_shows_what_waits_for_the_leader() {
 #[tokio::test]
 async fn settlements_are_told_once_and_in_order_whatever_restarts() {
     let mut scene = one_place().await;
-    let mut settlements = scene.follower.library.settlements(Seq(0));
+    let mut settlements = scene.follower.library.settlements(Position::EMPTY);
     let refused = settlements.next().await.unwrap();
     let Outcome::Rejected { dead_letter, reason } = &refused.outcome else { panic!("{refused:?}") };
     assert_eq!(*dead_letter, Some(only_dead_letter(&scene.follower).await.id));
@@ -515,7 +515,7 @@ async fn settlements_are_told_once_and_in_order_whatever_restarts() {
             &["UPDATE sync_ctl SET clock = 1000", "UPDATE items SET name = 'x' WHERE id = 'n'"],
         )
         .await;
-    let mut settlements = scene.follower.library.settlements(refused.seq);
+    let mut settlements = scene.follower.library.settlements(refused.position);
     let mut told = Vec::new();
     for _ in 0..3 {
         let next = settlements.next().await.unwrap();
@@ -526,7 +526,7 @@ async fn settlements_are_told_once_and_in_order_whatever_restarts() {
     assert!(
         matches!(&told[2], (record, Outcome::Superseded { conflicts }) if record == "n" && conflicts.len() == 1)
     );
-    let mut later = scene.leader.library.settlements(Seq(0));
+    let mut later = scene.leader.library.settlements(Position::EMPTY);
     assert_eq!(
         later.next().await.unwrap().outcome,
         Outcome::Applied,

@@ -339,3 +339,93 @@ async fn nobody_waits_for_a_replica_that_is_not_there_longer_than_he_wants() {
     assert_says(&error.to_string(), &["it does not lead", "Ask on the device that leads"]);
     assert!(PATIENCE > Duration::from_secs(1));
 }
+
+#[tokio::test]
+async fn a_leader_restored_from_a_backup_says_so_and_follows_who_has_more() {
+    let site = Site::new();
+    let leader = site.leader().await;
+    leader.write(&[&insert("a")]).await;
+    leader.sealed().await;
+    leader.stop().await;
+    let backup = site.path("backup");
+    tamper(&site.path("leader"), "PRAGMA wal_checkpoint(TRUNCATE)");
+    std::fs::copy(site.path("leader"), &backup).unwrap();
+    // It is opened more often than the backup will know.
+    site.leader().await.stop().await;
+    let (leader, second) = (site.leader().await, site.follower(2).await);
+    leader.write(&[&insert("b")]).await;
+    level(&leader, &[&second]).await;
+    leader.stop().await;
+    for end in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{end}", site.path("leader").display()));
+    }
+    std::fs::copy(&backup, site.path("leader")).unwrap();
+
+    let restored = site.leader().await;
+    restored.write(&[&insert("r")]).await;
+    let status = restored
+        .shows("it says so", |s| {
+            s.last_error.as_ref().is_some_and(|e| e.contains("an older state of itself"))
+        })
+        .await;
+    assert_says(
+        &status.last_error.unwrap(),
+        &["Nobody leads", "Let the device with the longest log take over"],
+    );
+    assert_eq!(status.role, Role::Follower);
+    soon("a takeover", second.library.take_over(TakeOver::default())).await.unwrap();
+    assert_eq!(settled(&second, &[&restored]).await, 3);
+    restored.shows("it knows", |s| s.rolled_back.is_some()).await;
+}
+
+/// Two logs that part behind entry 3; the copy leads a world of its own. Both have compacted up to these.
+async fn parted_below(site: &Site, leaders: u64, others: u64) -> (Device, Device) {
+    let [leader, second, third] = three(site).await;
+    third.stop().await;
+    second.stop().await;
+    let alone =
+        open(site, "follower-2", |library| library.existing()).await.plug(&MemoryNetwork::new(), 2).await;
+    soon("a takeover", alone.library.take_over(TakeOver::FORCED)).await.unwrap();
+    alone.write(&[&insert("s")]).await;
+    alone.sealed().await;
+    alone.stop().await;
+    leader.write(&[&insert("l")]).await;
+    let top = leader.sealed().await;
+    assert!(leaders <= top.seq.0);
+    leader.stop().await;
+    tamper(&site.path("leader"), &format!("UPDATE sync_replica SET floor = {leaders}"));
+    tamper(&site.path("follower-2"), &format!("UPDATE sync_replica SET floor = {others}"));
+    let other = open(site, "follower-2", |library| library.existing()).await.plug(&site.network, 2).await;
+    other.shows("it leads", |s| s.role == Role::Leader).await;
+    (site.leader().await, other)
+}
+
+#[tokio::test]
+async fn two_logs_that_were_both_compacted_behind_where_they_part_are_a_split_that_a_person_decides() {
+    let site = Site::new();
+    let (leader, other) = parted_below(&site, 6, 8).await;
+    let low = leader.stopped().await;
+    assert_says(
+        &low,
+        &[
+            "this library is split",
+            &device(2).to_string(),
+            "nothing was changed",
+            "force a takeover there",
+            "join anew",
+        ],
+    );
+    let status = leader.status();
+    assert_eq!((status.split, status.role), (Some(device(2)), Role::Follower));
+    assert_eq!(other.status().role, Role::Leader, "it goes on");
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_go_back_leads_where_the_other_can() {
+    let site = Site::new();
+    let (leader, other) = parted_below(&site, 6, 0).await;
+    leader.shows("it leads", |s| s.role == Role::Leader && s.term.number == 3).await;
+    // It could take back what it has; what it would need then is compacted.
+    assert_says(&other.stopped().await, &["has compacted its log up to 6", "only up to 5", "join anew"]);
+    assert_eq!(other.status().split, None);
+}

@@ -11,7 +11,7 @@ use crate::{
     decide,
     engine::Driver,
     error::Error,
-    id::{DeviceId, Seq},
+    id::{DeviceId, Position, Seq},
     queue::{self, Queued},
     row::Row,
     seal,
@@ -179,16 +179,18 @@ impl Library {
     }
 
     /// What becomes of this device's changes, from behind an entry on: those that the log shows already, then each as it is
-    /// settled. Keep the seq of the last one that was dealt with, and nothing is missed or told twice, whatever restarts.
-    pub fn settlements(&self, after: Seq) -> Settlements {
+    /// settled. Keep the position of the last one that was dealt with, and nothing is missed or told twice, whatever restarts.
+    /// Only what a device had to take back out of its log, since it had led or followed another, is told once more when it is
+    /// in the log again. [`Position::EMPTY`] is before all.
+    pub fn settlements(&self, after: Position) -> Settlements {
         Settlements::new(self.clone(), after)
     }
 
     pub(crate) async fn read_settlements(
         &self,
         device: DeviceId,
-        after: Seq,
-    ) -> Result<(std::collections::VecDeque<Settlement>, Seq), Error> {
+        after: Position,
+    ) -> Result<(std::collections::VecDeque<Settlement>, Position), Error> {
         self.inner.readers.run(move |conn, models| settlement::read(conn, models, device, after)).await
     }
 

@@ -284,7 +284,7 @@ async fn a_leader_speaks_for_no_other() {
         entries(other, &foreign),
         entries(other, &batch("x")),
         Message::Top { lead: other, position: Position::EMPTY, clock: 0, answers: 0 }.encode(),
-        Message::Diverged { lead: other, common: Seq(0), top: Position::EMPTY }.encode(),
+        Message::Diverged { lead: other, common: Seq(0), top: Position::EMPTY, floor: Seq(0) }.encode(),
         Message::BelowFloor { lead: other, common: Seq(0), floor: Seq(9) }.encode(),
     ] {
         let mut bench = Bench::follower().await;

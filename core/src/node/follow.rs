@@ -23,10 +23,10 @@ use crate::{
     entry::Run,
     error::Error,
     following::{self, Begun, End, Following, Heard, Received, Unpacked},
-    id::{DeviceId, Position, Term},
+    id::{DeviceId, Position, Seq, Term},
     reassign::{self, Admission, Grant},
     status::{AppliedChange, Link},
-    store,
+    store, term,
     transport::{Channel, MessageReceiver, MessageSender, TransportError},
     unwind::{Unwinding, Unwound},
     wire::Message,
@@ -104,6 +104,8 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
         let mut seen = pulse.borrow().max_seen;
         let mut tried = None;
         let mut lost = "no peer is configured for this library: add one".to_owned();
+        // It led, and does not know of it.
+        let forgot = seen.leader == shared.transport.device() && pulse.borrow().granted.is_none();
         let mut redirected = false;
         for peer in candidates(shared, hint.take()).await {
             tried = Some(peer);
@@ -116,14 +118,18 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
                 }
                 Ok(End::Lost(reason)) => lost = reason,
                 Ok(End::Stopped(reason)) => return Some(reason),
-                Ok(End::Diverged(unwinding)) => {
+                Ok(End::BelowFloor { common, floor }) => match outrank(shared, peer, common, floor).await {
+                    Ok(reason) => return reason,
+                    Err(error) => lost = error.to_string(),
+                },
+                Ok(End::Diverged { unwinding, floor }) => {
                     lost = format!("the log here parted from device {peer}'s, and its tail is pending again");
-                    match rejoin(shared, peer, unwinding).await {
-                        Ok(None) => {}
-                        Ok(Some(reason)) => return Some(reason),
+                    match rejoin(shared, peer, unwinding, floor).await {
+                        Ok(reason @ Some(_)) => return reason,
                         Err(Error::Stopped { .. }) => return None,
                         Err(error) if error.may_pass() => lost = error.to_string(),
                         Err(error) => return Some(error.to_string()),
+                        Ok(None) => {}
                     }
                     (hint, redirected) = (Some(peer), true);
                 }
@@ -151,6 +157,12 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
             continue;
         }
         redirects = 0;
+        if forgot && seen > Term::ZERO {
+            lost = format!(
+                "this device led in term {seen}, and its database does not know of that: it is an older state of itself. \
+                 Nobody leads. Let the device with the longest log take over; what is here alone is not lost by that"
+            );
+        }
         let delay = backoff.next().unwrap_or(RETRY.1);
         let next = shared.library.world.now() + i64::try_from(delay.as_millis()).unwrap_or(0);
         tracing::info!(library = %shared.library.id, reason = lost, ?delay, "offline; trying again");
@@ -177,6 +189,7 @@ async fn rejoin(
     shared: &Shared,
     leader: DeviceId,
     mut unwinding: Unwinding,
+    floor: Seq,
 ) -> Result<Option<String>, Error> {
     tracing::warn!(library = %shared.library.id, %leader, ?unwinding, "the log here parts from the leader's: rejoining");
     shared.library.status.send_modify(|status| {
@@ -193,9 +206,44 @@ async fn rejoin(
         match unwound {
             Unwound::More => {}
             Unwound::Done | Unwound::Stale(_) | Unwound::Moved => return Ok(None),
-            Unwound::BelowFloor => return Ok(Some("below floor".into())),
+            Unwound::BelowFloor => return outrank(shared, leader, unwinding.common(), floor).await,
         }
     }
+}
+
+/// Where what would have to be sent is compacted there, or what would have to be taken back is here (rule X): a leader that has compacted less follows this device,
+/// which opens a higher term. Otherwise both logs have gone too far from each other, and a person decides which is to stand.
+async fn outrank(
+    shared: &Shared,
+    leader: DeviceId,
+    common: Seq,
+    floor: Seq,
+) -> Result<Option<String>, Error> {
+    let step = move |driver: &mut Driver| {
+        let conn = driver.store.connection();
+        let replica = store::replica(conn)?.ok_or(Error::NoLibrary)?;
+        let is_member = replica.device.map_or(Ok(false), |device| term::is_member(conn, device))?;
+        Ok((replica.floor, is_member && !driver.is_rolled_back()?))
+    };
+    let (own, may_lead) = shared.library.engine.step(step).await?;
+    if own <= common {
+        return Ok(Some(format!(
+            "device {leader} has compacted its log up to {floor}, and this device has it only up to {common}; nothing was \
+             changed. Let this device join anew"
+        )));
+    }
+    if floor <= common && may_lead {
+        let term = shared.with_admission(reassign::take_over).await?;
+        tracing::warn!(library = %shared.library.id, %term, %leader, "this device leads instead of one whose log it cannot go back to");
+        return Ok(None);
+    }
+    shared.library.status.send_modify(|status| status.split = Some(leader));
+    Ok(Some(format!(
+        "this library is split: the log here and device {leader}'s part after entry {common}, and what follows is compacted, \
+         here up to {own} and there up to {floor}, so that neither can go back to it. Both keep everything, and nothing was \
+         changed. Decide which of the two is to stand: force a takeover there, keep a copy of the other database, and let \
+         that device join anew"
+    )))
 }
 
 fn retry() -> backon::ExponentialBackoff {

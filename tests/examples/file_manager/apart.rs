@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, error::Error};
 use sea_orm::EntityTrait;
 use tidelog::{
     Choice, Conflict, Outcome, Row, Settlement,
-    id::{DeviceId, Seq},
+    id::{DeviceId, Position, Seq},
     value::Value,
     why::Why,
 };
@@ -31,6 +31,7 @@ type Failed = Box<dyn Error + Send + Sync>;
 pub(crate) async fn apart(ring: &mut Ring, location: Uuid) -> Result<Reunion, Failed> {
     let subjects = Subjects::prepare(&ring.leader.db, location).await?;
     let before = ring.level().await?;
+    let level = ring.leader.library.position().await?;
     for follower in &mut ring.followers {
         follower.go_offline().await?;
     }
@@ -51,7 +52,7 @@ pub(crate) async fn apart(ring: &mut Ring, location: Uuid) -> Result<Reunion, Fa
     let conflicts = ring.leader.library.conflicts_since(before).await?;
     let mut reunion = Reunion::default();
     for (device, made) in people.devices.iter().zip(&made) {
-        reunion.devices.push(exchange(device, made, before, top, &conflicts).await?);
+        reunion.devices.push(exchange(device, made, level, top, &conflicts).await?);
     }
     reunion.fates = fates(&people, &subjects, &made, before).await?;
     reunion.decision = decide(&people).await?;
@@ -78,7 +79,7 @@ impl<'r> People<'r> {
 async fn exchange(
     device: &Device,
     made: &Made,
-    before: Seq,
+    before: Position,
     top: Seq,
     conflicts: &[Conflict],
 ) -> Result<Exchange, Failed> {
@@ -95,7 +96,7 @@ async fn exchange(
     Ok(Exchange {
         name: device.name.clone(),
         sent,
-        received: top.0 - before.0 - sent,
+        received: top.0 - before.seq.0 - sent,
         merged: count(|outcome| matches!(outcome, Outcome::Merged { .. })),
         conflicts: conflicts.iter().filter(has_part).count() as u64,
         rejected: count(|outcome| matches!(outcome, Outcome::Rejected { .. })),
