@@ -332,7 +332,8 @@ impl Pass {
         match if more_follows { replace_whole(tx, writer, change) } else { writer.replace(change) } {
             Ok(()) if more_follows => derived = seal::derived(tx, &change.shape.model, &change.record)?,
             Ok(()) => {}
-            Err(error) if is_the_rows_fault(&error) => {
+            // A trigger that took the whole transaction back left nothing to go on with.
+            Err(error) if is_the_rows_fault(&error) && !tx.conn.is_autocommit() => {
                 let reason = not_taken(&error);
                 self.refused.insert(n, Fate::Refused(reason.clone()));
                 change.outcome = Some(Box::new(Outcome::refused(reason)));
@@ -405,6 +406,9 @@ impl Pass {
 fn replace_whole(tx: &Tx<'_>, writer: &mut Writer<'_>, change: &Change) -> Result<(), Error> {
     tx.conn.prepare_cached("SAVEPOINT written")?.execute([])?;
     let written = writer.replace(change);
+    if tx.conn.is_autocommit() {
+        return written;
+    }
     if written.is_err() {
         tx.conn.prepare_cached("ROLLBACK TO written")?.execute([])?;
     }
