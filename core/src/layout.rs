@@ -55,7 +55,7 @@ pub(crate) struct LogRow {
 impl LogRow {
     pub(crate) fn of(change: &Change) -> Self {
         let row = change.row_after();
-        let mut text = String::with_capacity(24 * row.len());
+        let mut text = String::with_capacity(row.iter().map(Value::json_size).sum::<usize>() + 2);
         change.shape.write_row(change.effect(), row, &mut text);
         let names = |fields: &[u16]| {
             json_names(fields.iter().filter_map(|f| change.shape.fields.get(usize::from(*f))))
@@ -80,7 +80,7 @@ impl LogRow {
 /// Reads what [`RecordId`] wrote.
 pub(crate) fn read_record(value: ValueRef<'_>) -> Result<String, Error> {
     match value {
-        ValueRef::Blob(bytes) => Uuid::from_slice(bytes).ok().map(|uuid| uuid.hyphenated().to_string()),
+        ValueRef::Blob(bytes) => <[u8; 16]>::try_from(bytes).ok().map(value::uuid_text),
         ValueRef::Text(bytes) => std::str::from_utf8(bytes).ok().map(str::to_owned),
         _ => None,
     }

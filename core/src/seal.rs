@@ -8,7 +8,10 @@
 //! A group too large to fold at once is folded window by window ([`FOLD_ROWS`], [`FOLD_BYTES`]): memory is bounded,
 //! the group stays one.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map},
+    sync::Arc,
+};
 
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use uuid::Uuid;
@@ -84,7 +87,7 @@ pub(crate) struct Sealed {
 
 /// Seals once: on the leader into the log, unless something is pending there; elsewhere into pending.
 pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
-    let Some((until, more)) = cut(tx.conn)? else { return Ok(Sealed::default()) };
+    let Some(Cut { first, until, more }) = cut(tx.conn)? else { return Ok(Sealed::default()) };
     let replica = tx.replica()?;
     let mut sink = Sink::new(tx, &replica)?;
     let mut rows_taken = 0;
@@ -92,7 +95,7 @@ pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
     {
         let mut statement = tx.conn.prepare_cached("SELECT * FROM sync_outbox WHERE id <= ?1 ORDER BY id")?;
         let mut rows = statement.query([until])?;
-        let mut fold = Fold::default();
+        let mut fold = Fold::for_rows(until - first + 1);
         while let Some(row) = rows.next()? {
             rows_taken += 1;
             fold.take(tx, row)?;
@@ -148,13 +151,21 @@ pub(crate) fn seal_all(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
 pub(crate) const OUTBOX_ENDS: &str =
     "SELECT (SELECT min(id) FROM sync_outbox), (SELECT max(id) FROM sync_outbox)";
 
-/// Up to which row of the outbox to seal, and whether rows are left behind it; `None` if it is empty.
-fn cut(conn: &Connection) -> Result<Option<(i64, bool)>, Error> {
+/// What of the outbox is sealed at once.
+struct Cut {
+    first: i64,
+    until: i64,
+    /// Whether rows are left behind it.
+    more: bool,
+}
+
+/// How much of the outbox to seal; `None` if it is empty.
+fn cut(conn: &Connection) -> Result<Option<Cut>, Error> {
     let ends: (Option<i64>, Option<i64>) =
         conn.prepare_cached(OUTBOX_ENDS)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let (Some(first), Some(last)) = ends else { return Ok(None) };
     if last - first < SEAL_ROWS {
-        return Ok(Some((last, false)));
+        return Ok(Some(Cut { first, until: last, more: false }));
     }
     let marker = |sql: &str| -> Result<Option<i64>, Error> {
         Ok(conn.prepare_cached(sql)?.query_row([first + SEAL_ROWS], |row| row.get(0)).optional()?)
@@ -164,7 +175,8 @@ fn cut(conn: &Connection) -> Result<Option<(i64, bool)>, Error> {
         Some(id) => Some(id),
         None => marker("SELECT id FROM sync_outbox WHERE id > ?1 AND kind = 0 ORDER BY id LIMIT 1")?,
     };
-    Ok(Some(cut.filter(|id| *id < last).map_or((last, false), |id| (id, true))))
+    let until = cut.unwrap_or(last);
+    Ok(Some(Cut { first, until, more: until < last }))
 }
 
 /// The captured rows of each record, folded.
@@ -180,6 +192,7 @@ struct Fold {
 
 struct Folded {
     shape: i64,
+    /// Until all is folded, the index has it.
     record: String,
     /// Whether the record existed before the first of its rows; `None` where only a hook saw it.
     existed: Option<bool>,
@@ -195,6 +208,25 @@ struct Folded {
 }
 
 impl Fold {
+    /// With room for so many rows.
+    fn for_rows(rows: i64) -> Self {
+        let room = usize::try_from(rows).unwrap_or(0).min(FOLD_ROWS);
+        Self {
+            records: Vec::with_capacity(room),
+            index: HashMap::with_capacity_and_hasher(room, foldhash::fast::RandomState::default()),
+            ..Self::default()
+        }
+    }
+
+    /// What was folded, in order. Takes it.
+    fn drain(&mut self) -> impl Iterator<Item = Folded> {
+        for ((_, record), i) in self.index.drain() {
+            self.records[i].record = record;
+        }
+        (self.rows, self.bytes) = (0, 0);
+        self.records.drain(..)
+    }
+
     fn take(&mut self, tx: &Tx<'_>, row: &Row<'_>) -> Result<(), Error> {
         let kind: i64 = row.get(2)?;
         if kind == 0 {
@@ -254,9 +286,17 @@ impl Fold {
         if kind == KIND_ADOPT && is_known(tx, captured, &key.1)? {
             return Ok(());
         }
-        let record = key.1.clone();
-        self.index.insert(key, self.records.len());
-        let adopted = kind == KIND_ADOPT;
+        let next = self.records.len();
+        match self.index.entry(key) {
+            hash_map::Entry::Vacant(place) => {
+                place.insert(next);
+            }
+            hash_map::Entry::Occupied(mut place) => {
+                self.records[*place.get()].record.clone_from(&place.key().1);
+                place.insert(next);
+            }
+        }
+        let (record, adopted) = (String::new(), kind == KIND_ADOPT);
         self.records.push(Folded { shape, record, existed, before, now, whole, adopted, at, mark, actor });
         Ok(())
     }
@@ -373,10 +413,7 @@ impl<'c> Sink<'c> {
     }
 
     fn drain(&mut self, tx: &Tx<'_>, fold: &mut Fold) -> Result<(), Error> {
-        let records = std::mem::take(&mut fold.records);
-        (fold.rows, fold.bytes) = (0, 0);
-        fold.index.clear();
-        for folded in records {
+        for folded in fold.drain() {
             let captured = tx.captured.get(&folded.shape);
             if let Some(captured) = captured
                 && let Some(change) = self.decide(tx, captured, folded)?
@@ -608,7 +645,7 @@ pub(crate) fn derived(tx: &Tx<'_>, model: &str, record: &str) -> Result<Vec<Chan
     }
     tx.conn.prepare_cached("DELETE FROM sync_outbox")?.execute([])?;
     let (mut changes, mut withheld) = (Vec::new(), 0);
-    for folded in fold.records {
+    for folded in fold.drain() {
         let Some(captured) = tx.captured.get(&folded.shape) else { continue };
         if captured.shape.model == model && folded.record == record {
             continue;
