@@ -7,12 +7,13 @@ use std::{
     process::{Child as Process, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-use crate::{Failure, memory, pending};
+use crate::{Failure, leadership, memory, pending};
 
 /// Whose child, with what it was told on its command line.
 pub(crate) enum Child {
     Backlog(memory::Child),
     Pending(pending::Child),
+    Rejoin(leadership::Child),
 }
 
 impl Child {
@@ -21,6 +22,7 @@ impl Child {
         let child = match args.split_first() {
             Some((kind, args)) if kind == "backlog" => memory::Child::parse(args).map(Self::Backlog),
             Some((kind, args)) if kind == "pending" => pending::Child::parse(args).map(Self::Pending),
+            Some((kind, args)) if kind == "rejoin" => leadership::Child::parse(args).map(Self::Rejoin),
             _ => None,
         };
         child.ok_or_else(|| format!("`--child {}` is for the bench itself", args.join(" ")))

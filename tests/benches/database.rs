@@ -12,7 +12,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tempfile::TempDir;
-use tidelog::{Connection, Library, id::LibraryId};
+use tidelog::{Connection, Library, LibraryBuilder, id::LibraryId};
 
 use crate::{
     Failure, args,
@@ -71,12 +71,22 @@ async fn pool(connections: u32, options: SqliteConnectOptions) -> Result<Databas
 
 /// A database with tidelog, its library opened and not started.
 pub(crate) async fn open(path: &Path, entrance: Entrance) -> Result<(Connection, Library), Failure> {
+    open_set(path, entrance, |builder| builder).await
+}
+
+/// [`open`] with more settings.
+pub(crate) async fn open_set(
+    path: &Path,
+    entrance: Entrance,
+    set: impl FnOnce(LibraryBuilder) -> LibraryBuilder,
+) -> Result<(Connection, Library), Failure> {
     let is_new = !path.exists();
     let db = tidelog::connect(&format!("sqlite://{}?mode=rwc", path.display())).await?;
     if is_new {
         db.execute_unprepared(TABLE).await?;
     }
-    let builder = Library::builder(&db).model::<synced::Entity>();
+    // Who leads is the measure's business.
+    let builder = set(Library::builder(&db).hands_over(false)).model::<synced::Entity>();
     let builder = match entrance {
         Entrance::Create(id) => builder.create(id),
         Entrance::Join(id) => builder.join(id),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tidelog::{
-    Connection, Library,
+    Connection, Library, LibraryBuilder,
     id::{DeviceId, LibraryId},
 };
 use tidelog_transport::{Identity, Peer, Quic, QuicOptions};
@@ -101,8 +101,21 @@ impl Device {
         peer: DeviceId,
         address: Option<SocketAddr>,
     ) -> Result<Self, Failure> {
+        Self::open_set(folder, name, entrance, key, peer, address, |builder| builder).await
+    }
+
+    /// [`Device::open`] with more settings.
+    pub(crate) async fn open_set(
+        folder: &Path,
+        name: &str,
+        entrance: Entrance,
+        key: Identity,
+        peer: DeviceId,
+        address: Option<SocketAddr>,
+        set: impl FnOnce(LibraryBuilder) -> LibraryBuilder,
+    ) -> Result<Self, Failure> {
         let path = folder.join(format!("{name}.db"));
-        let (db, library) = database::open(&path, entrance).await?;
+        let (db, library) = database::open_set(&path, entrance, set).await?;
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let peers = vec![Peer { device: peer, address }];
         let quic = Quic::bind(key, QuicOptions { listen, peers, ..QuicOptions::default() }).await?;

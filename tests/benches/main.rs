@@ -18,6 +18,7 @@ mod devices;
 mod entry;
 mod integer_keys;
 mod latency;
+mod leadership;
 mod memory;
 mod offline;
 mod pending;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
             Ok(true)
         }
         Command::Child(Child::Backlog(child)) => runtime.block_on(memory::child(child)).map(|()| true),
+        Command::Child(Child::Rejoin(child)) => runtime.block_on(leadership::child(child)).map(|()| true),
         Command::Child(Child::Pending(child)) => runtime.block_on(pending::child(child)).map(|()| true),
         Command::Run(options) => runtime.block_on(run(options)),
     };
@@ -95,6 +97,7 @@ const GROUPS: &[Group] = &[
     Group { names: pending::NAMES, run: |options| Box::pin(pending::run(options)) },
     Group { names: resolver::NAMES, run: |options| Box::pin(resolver::run(options)) },
     Group { names: memory::NAMES, run: |options| Box::pin(memory::run(options)) },
+    Group { names: leadership::NAMES, run: |options| Box::pin(leadership::run(options)) },
     Group { names: integer_keys::NAMES, run: |options| Box::pin(integer_keys::run(options)) },
     Group { names: build::NAMES, run: |options| Box::pin(build::run(options)) },
 ];

@@ -7,6 +7,7 @@ use crate::{
     error::Error,
     id::{DeviceId, Position, Seq, Term},
     leadership::{KnownDevice, PromotionReport, TakeOver, obstacles},
+    log,
     node::{self, inquire},
     reassign, store, term,
 };
@@ -182,6 +183,15 @@ impl Library {
                     .into(),
             }),
         }
+    }
+
+    /// Who has led, as the log here says: the terms of its entries, oldest first.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn terms(&self) -> Result<Vec<Term>, Error> {
+        let runs = self.inner.readers.run(|conn, _| log::runs(conn)).await?;
+        Ok(runs.into_iter().map(|run| run.term).collect())
     }
 
     /// Waits until a follower is near the top of the log; why it is not, otherwise.

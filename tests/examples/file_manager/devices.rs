@@ -13,7 +13,7 @@ use std::{
 };
 
 use tidelog::{
-    Connection, Library, LibraryBuilder,
+    Connection, Library, LibraryBuilder, Role,
     id::{DeviceId, LibraryId, Seq},
     model::Recorder,
 };
@@ -107,14 +107,31 @@ impl Ring {
         Ok(top)
     }
 
-    /// Shuts all down, followers first. Name, database and bytes sent of each device, the leader's first.
-    pub(crate) async fn shutdown(self) -> Result<Vec<(String, PathBuf, u64)>, Box<dyn Error + Send + Sync>> {
-        let mut closed = Vec::new();
-        for device in self.followers.into_iter().rev().chain([self.leader]) {
-            closed.push(device.shutdown().await?);
+    /// Tells every device where the others are: any of them may lead.
+    pub(crate) fn introduce(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let all = || std::iter::once(&self.leader).chain(&self.followers);
+        for device in all() {
+            let (Some(quic), Some(id)) = (&device.quic, device.id()) else { continue };
+            let address = quic.local_addr()?;
+            for other in all().filter(|other| other.name != device.name) {
+                if let Some(theirs) = &other.quic {
+                    theirs.add_peer(id, Some(address));
+                }
+            }
         }
-        closed.reverse();
-        Ok(closed)
+        Ok(())
+    }
+
+    /// Shuts all down, who leads last. Name, database and bytes sent of each device, in the order in which they started.
+    pub(crate) async fn shutdown(self) -> Result<Vec<(String, PathBuf, u64)>, Box<dyn Error + Send + Sync>> {
+        let mut devices: Vec<_> = std::iter::once(self.leader).chain(self.followers).enumerate().collect();
+        devices.sort_by_key(|(_, device)| device.library.status().borrow().role == Role::Leader);
+        let mut closed = Vec::new();
+        for (i, device) in devices {
+            closed.push((i, device.shutdown().await?));
+        }
+        closed.sort_by_key(|(i, _)| *i);
+        Ok(closed.into_iter().map(|(_, closed)| closed).collect())
     }
 }
 
@@ -164,6 +181,13 @@ impl Device {
         }
         self.library = builder(&self.db, self.capture).existing().open().await?;
         Ok(())
+    }
+
+    /// No message reaches it or leaves it any more; it goes on by itself, and learns nothing.
+    pub(crate) async fn cut_off(&self) {
+        if let Some(quic) = &self.quic {
+            quic.close().await;
+        }
     }
 
     /// Starts the network, with the key that the device has always had.
@@ -225,6 +249,8 @@ impl Device {
 
 fn builder(db: &Connection, capture: Capture) -> LibraryBuilder {
     Library::builder(db)
+        // Shutting down one after the other, they would hand the lead on, and their logs would not be compared as of one entry.
+        .hands_over(false)
         .model::<device::Entity>()
         .model::<volume::Entity>()
         .model::<location::Entity>()

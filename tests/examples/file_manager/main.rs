@@ -7,13 +7,15 @@
 //! It starts a leader and two followers on loopback QUIC with SQLite files in a temporary folder, indexes DIR
 //! while the followers follow, tags, renames, moves and deletes some of it, and waits until all are level. Then both
 //! followers go offline, all three edit the same and other things, and come back; it says who stands, and decides the
-//! one conflict that waits for a person. It shuts everything down, and compares what the files hold. The parts that know
+//! one conflict that waits for a person. Then the leader hands over, the next is gone and another takes over, and what
+//! nobody had seen comes back. It shuts everything down, and compares what the files hold. The parts that know
 //! nothing of sync are in `tests/src/file_manager`; what an application writes to embed tidelog is in `devices.rs`, what
-//! it asks of conflicts in `apart.rs`, and only there.
+//! it asks of conflicts in `apart.rs`, of who leads in `leading.rs`, and only there.
 
 mod apart;
 mod bars;
 mod devices;
+mod leading;
 
 use std::{error::Error, io::Write, path::Path, process::ExitCode, time::Instant};
 
@@ -147,6 +149,10 @@ async fn follow(
     bars.say("both followers are back, and all are level");
     phases.end("apart");
 
+    bars.say("the lead goes from one to the other");
+    let succession = leading::lead(&mut ring).await?;
+    phases.end("leading");
+
     let closed = ring.shutdown().await?;
     phases.end("shutdown");
     let mut report = Report {
@@ -156,6 +162,7 @@ async fn follow(
         skipped: indexed.skipped,
         skipped_named: indexed.skipped_named,
         reunion: Some(reunion),
+        succession: Some(succession),
         ..Report::default()
     };
     for (name, path, bytes_sent) in closed {

@@ -28,5 +28,6 @@ pub mod index;
 pub mod migration;
 pub mod report;
 pub mod reunion;
+pub mod succession;
 pub mod walk;
 pub mod writes;

@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 
 use serde_json::json;
 
-use super::{digest::TableDigest, reunion::Reunion, walk::Skipped};
+use super::{digest::TableDigest, reunion::Reunion, succession::Succession, walk::Skipped};
 
 /// How many of the paths that could not be read the text names.
 const SKIPPED_SHOWN: usize = 10;
@@ -40,6 +40,8 @@ pub struct Report {
     pub devices: Vec<DeviceReport>,
     /// What became of what they edited apart.
     pub reunion: Option<Reunion>,
+    /// How one led after the other.
+    pub succession: Option<Succession>,
     /// Seconds that each phase took, in order.
     pub phases: Vec<(&'static str, f64)>,
 }
@@ -64,6 +66,7 @@ impl Report {
             found.extend(leader.tables.iter().filter_map(|table| difference(leader, table, follower)));
         }
         found.extend(self.reunion.iter().flat_map(Reunion::differences));
+        found.extend(self.succession.iter().flat_map(Succession::differences));
         found
     }
 
@@ -93,7 +96,8 @@ impl Report {
         json!({
             "directory": self.directory, "capture": self.capture, "equal": differences.is_empty(),
             "differences": differences, "devices": devices, "seconds": seconds,
-            "apart": self.reunion.as_ref().map(Reunion::json), "limited": self.limited.is_some(), "skipped": self.skipped,
+            "apart": self.reunion.as_ref().map(Reunion::json),
+            "leading": self.succession.as_ref().map(Succession::json), "limited": self.limited.is_some(), "skipped": self.skipped,
             "skipped_named": self.skipped_named.iter().map(|s| json!({
                 "path": s.path.to_string_lossy(), "reason": s.reason,
             })).collect::<Vec<_>>(),
@@ -178,6 +182,9 @@ impl fmt::Display for Report {
         self.write_reading(f)?;
         if let Some(reunion) = &self.reunion {
             write!(f, "{reunion}")?;
+        }
+        if let Some(succession) = &self.succession {
+            write!(f, "{succession}")?;
         }
         self.write_tables(f)?;
         let mut phases = String::new();
