@@ -27,12 +27,13 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     error::Error,
     gate::{Guard, WriteGate},
-    id::{Position, Seq, Term},
+    id::{DeviceId, Position, Seq, Term},
     pending,
     reassign::{self, Grant},
     seal::{self, Fresh},
     sequence,
     store::{self, Replica, Store, Tx},
+    term,
 };
 
 /// How often the engine looks for commits that nobody told it of.
@@ -74,6 +75,8 @@ pub(crate) struct Pulse {
     pub(crate) withheld: u64,
     /// Conflicts, dead letters and pending changes that wait for a person or are blocked.
     pub(crate) waits: Waits,
+    /// Who is a member, this device too.
+    pub(crate) members: Arc<[DeviceId]>,
     /// See [`Status::rolled_back`](crate::Status::rolled_back).
     pub(crate) rolled_back: Option<Seq>,
     /// Why the last seal failed, if it did.
@@ -84,22 +87,25 @@ pub(crate) struct Pulse {
 
 impl Pulse {
     /// Before anything was told.
-    const NONE: Self = Self {
-        top: None,
-        leads: false,
-        max_seen: Term::ZERO,
-        granted: None,
-        tail: None,
-        outbox: 0,
-        pending: 0,
-        pending_ends: None,
-        quarantined: 0,
-        withheld: 0,
-        waits: Waits { conflicts: 0, dead_letters: 0, blocked: 0 },
-        rolled_back: None,
-        error: None,
-        stopped: false,
-    };
+    fn none() -> Self {
+        Self {
+            top: None,
+            leads: false,
+            max_seen: Term::ZERO,
+            granted: None,
+            tail: None,
+            outbox: 0,
+            pending: 0,
+            pending_ends: None,
+            quarantined: 0,
+            withheld: 0,
+            waits: Waits { conflicts: 0, dead_letters: 0, blocked: 0 },
+            rolled_back: None,
+            error: None,
+            stopped: false,
+            members: Arc::from([]),
+        }
+    }
 
     /// The term in which this device serves its log: as its leader, or having granted the lead to somebody who has yet to
     /// take it.
@@ -373,7 +379,7 @@ struct Seals {
 impl Driver {
     /// Drives a database, and what it tells of itself.
     pub(crate) fn new(store: Store, gate: Arc<WriteGate>, lock: Arc<File>) -> (Self, watch::Receiver<Pulse>) {
-        let (sender, pulse) = watch::channel(Pulse::NONE);
+        let (sender, pulse) = watch::channel(Pulse::none());
         let driver = Self {
             store,
             gate,
@@ -639,10 +645,14 @@ impl Driver {
             dead_letters: count("SELECT count(*) FROM sync_dead_letter WHERE decided IS NULL")?,
             blocked: count("SELECT count(*) FROM sync_pending WHERE state = 'blocked'")?,
         };
+        let members = term::members(conn)?;
         (self.counts_due, self.counted) = (false, Instant::now());
         self.pulse.send_modify(|pulse| {
             (pulse.outbox, pulse.pending) = (outbox, pending);
             (pulse.quarantined, pulse.withheld, pulse.waits) = (quarantined, withheld, waits);
+            if *pulse.members != *members {
+                pulse.members = members.into();
+            }
             pulse.rolled_back = (rolled_back > 0).then_some(Seq(rolled_back));
         });
         Ok(())

@@ -51,7 +51,7 @@ pub(crate) enum Heard {
     /// This is to be sent.
     Reply(Message),
     /// The leader's top, which answers the questions up to this number.
-    Top { position: Position, answers: u64 },
+    Top { position: Position, stable: Seq, answers: u64 },
     /// Entries are in the log and the tables, which reach to here.
     Applied(Position),
     /// A part of a large group is put aside.
@@ -379,8 +379,8 @@ impl Following {
     /// `older` are the runs that were not told of.
     pub(crate) fn take_at_once(&mut self, message: &Message, older: &mut Vec<Run>) -> Option<Heard> {
         match message {
-            Message::Top { lead, position, answers, .. } if self.lead == Some(*lead) => {
-                Some(Heard::Top { position: *position, answers: *answers })
+            Message::Top { lead, position, stable, answers, .. } if self.lead == Some(*lead) => {
+                Some(Heard::Top { position: *position, stable: *stable, answers: *answers })
             }
             Message::Pushed { lead, .. } if self.lead == Some(*lead) && self.pushes > 0 => {
                 self.pushes -= 1;
@@ -409,8 +409,8 @@ impl Following {
             return Ok(foreign);
         }
         match message {
-            Message::Top { lead, position, answers, .. } => {
-                Ok(self.adopt(driver, lead)?.unwrap_or(Heard::Top { position, answers }))
+            Message::Top { lead, position, stable, answers, .. } => {
+                Ok(self.adopt(driver, lead)?.unwrap_or(Heard::Top { position, stable, answers }))
             }
             Message::Pushed { lead, .. } if self.pushes > 0 => {
                 self.pushes -= 1;

@@ -74,6 +74,7 @@ struct Heard {
 /// What a follower confirmed, and on which of its channels: one that breaks late must not take the slot of the next.
 pub(crate) struct Slot {
     channel: u64,
+    lead: Term,
     confirmed: Position,
 }
 
@@ -149,21 +150,47 @@ impl Shared {
     }
 
     /// Notes what a follower confirmed, and shows it.
-    fn set_slot(&self, device: DeviceId, channel: u64, confirmed: Option<Position>) {
+    fn set_slot(&self, device: DeviceId, channel: u64, confirmed: Option<(Term, Position)>) {
+        let (lead, members) = {
+            let pulse = self.library.engine.pulse();
+            let pulse = pulse.borrow();
+            (pulse.max_seen, Arc::clone(&pulse.members))
+        };
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = slots.get(&device).map_or(0, |slot| slot.channel);
         match confirmed {
-            Some(confirmed) if channel >= newest => drop(slots.insert(device, Slot { channel, confirmed })),
+            Some((lead, confirmed)) if channel >= newest => {
+                slots.insert(device, Slot { channel, lead, confirmed });
+            }
             None if channel == newest => drop(slots.remove(&device)),
             _ => return,
         }
+        // In another term they begin anew.
+        let of_term = |(_, slot): &(&DeviceId, &Slot)| slot.lead == lead;
+        let stable = members.iter().map(|member| match slots.get(member) {
+            _ if *member == self.transport.device() => None,
+            Some(slot) if slot.lead == lead => Some(slot.confirmed.seq),
+            _ => Some(Seq(0)),
+        });
+        let stable = stable.flatten().min().unwrap_or(Seq(0));
         let mut followers: Vec<_> = slots
             .iter()
+            .filter(of_term)
             .map(|(device, slot)| Follower { device: *device, confirmed: slot.confirmed })
             .collect();
         drop(slots);
         followers.sort_by_key(|f| f.device);
         self.library.status.send_modify(|status| status.followers = followers);
+        self.show_stable(stable);
+    }
+
+    /// Everything up to here is on all members' disks. It was so in a former term, too.
+    fn show_stable(&self, stable: Seq) {
+        self.library.status.send_if_modified(|status| {
+            let rises = stable > status.stable;
+            status.stable = status.stable.max(stable);
+            rises
+        });
     }
 }
 

@@ -44,6 +44,9 @@ pub struct Status {
     /// Rows from before their model was synced that no other device gets yet, as counted when the library was opened:
     /// call [`Library::adopt`](crate::Library::adopt).
     pub unadopted: u64,
+    /// All members have everything up to here on their disks, as the leader last told: no change of leader takes it back. 0 as
+    /// long as one of them has not been heard of since this device was started.
+    pub stable: Seq,
     /// Devices that follow this one now.
     pub followers: Vec<Follower>,
     /// When an entry was last applied or confirmed, ms since 1970.

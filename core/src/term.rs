@@ -216,6 +216,17 @@ pub(crate) fn role_of(conn: &rusqlite::Connection, device: DeviceId) -> Result<O
         .optional()?)
 }
 
+/// The devices that the log names as members.
+pub(crate) fn members(conn: &rusqlite::Connection) -> Result<Vec<DeviceId>, Error> {
+    let mut statement = conn.prepare_cached("SELECT device FROM sync_device WHERE member IS NOT NULL")?;
+    let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+    rows.map(|text| {
+        let text = text?;
+        DeviceId::parse(&text).ok_or_else(|| Error::Damaged(format!("`{text}` is no device id")))
+    })
+    .collect()
+}
+
 /// Devices that the log names as members, or that were heard of.
 pub(crate) fn known_devices(conn: &rusqlite::Connection) -> Result<Vec<KnownDevice>, Error> {
     let rows: Vec<(String, Option<String>, u64, Option<i64>)> = conn

@@ -50,9 +50,9 @@ pub(crate) enum Message {
     PushStopped { lead: Term, why: PushStop },
     /// Leader: entries after the follower's position, sent as they are appended. `top` is its log's.
     Entries { lead: Term, floor: Seq, top: Position, batch: columns::Columns },
-    /// Leader: its top and clock (ms since 1970). The answer to the `Ask` of this number and those before it; with
+    /// Leader: its top and clock (ms since 1970), and up to where all members have confirmed its log. The answer to the `Ask` of this number and those before it; with
     /// zero the heartbeat, which may have left before a question came.
-    Top { lead: Term, position: Position, clock: i64, answers: u64 },
+    Top { lead: Term, position: Position, stable: Seq, clock: i64, answers: u64 },
     /// Leader: no run of the follower's history is in its log yet, and there is more.
     MoreHistory,
     /// Leader: the follower's log parts from it after `common`. `floor` is what it has compacted up to.

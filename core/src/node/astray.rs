@@ -233,7 +233,8 @@ async fn a_follower_uses_nothing_of_what_it_cannot_read_and_goes_on_with_what_it
 async fn a_follower_takes_nothing_of_a_term_that_is_over() {
     let mut bench = Bench::follower().await;
     let mut channel = bench.subscribed().await;
-    let top = Message::Top { lead: term(1, 2), position: Position::EMPTY, clock: 0, answers: 0 };
+    let top =
+        Message::Top { lead: term(1, 2), position: Position::EMPTY, stable: Seq(0), clock: 0, answers: 0 };
     channel.sender.send(top.encode()).await.unwrap();
     bench.shows(|s| s.link == Link::Online).await;
     channel.sender.send(entries(term(1, 1), &batch("x"))).await.unwrap();
@@ -246,6 +247,7 @@ async fn a_follower_takes_nothing_of_a_term_that_is_over() {
     let top = Message::Top {
         lead: term(1, 1),
         position: Position { term: term(1, 1), seq: Seq(9) },
+        stable: Seq(9),
         clock: 0,
         answers: 0,
     };
@@ -283,7 +285,8 @@ async fn a_leader_speaks_for_no_other() {
     for message in [
         entries(other, &foreign),
         entries(other, &batch("x")),
-        Message::Top { lead: other, position: Position::EMPTY, clock: 0, answers: 0 }.encode(),
+        Message::Top { lead: other, position: Position::EMPTY, stable: Seq(0), clock: 0, answers: 0 }
+            .encode(),
         Message::Diverged { lead: other, common: Seq(0), top: Position::EMPTY, floor: Seq(0) }.encode(),
         Message::BelowFloor { lead: other, common: Seq(0), floor: Seq(9) }.encode(),
     ] {
@@ -341,9 +344,9 @@ async fn a_heartbeat_that_was_on_its_way_answers_no_question() {
     let bytes = soon("a question", channel.receiver.receive()).await.unwrap().unwrap();
     let Message::Ask { number } = Message::decode(&bytes).unwrap() else { panic!("no question") };
     let lead = term(1, 1);
-    let old = Message::Top { lead, position: Position::EMPTY, clock: 0, answers: 0 };
+    let old = Message::Top { lead, position: Position::EMPTY, stable: Seq(0), clock: 0, answers: 0 };
     let position = Position { term: lead, seq: Seq(9) };
-    let new = Message::Top { lead, position, clock: 0, answers: number };
+    let new = Message::Top { lead, position, stable: Seq(0), clock: 0, answers: number };
     for message in [old, new] {
         channel.sender.send(message.encode()).await.unwrap();
     }

@@ -511,7 +511,8 @@ impl Session<'_> {
             None => self.step(move |following, driver| following.take(driver, message)).await?,
         };
         match heard {
-            Heard::Top { position, answers } => {
+            Heard::Top { position, stable, answers } => {
+                self.shared.show_stable(stable.min(self.applied.seq));
                 self.show(position);
                 for (_, question) in self.asked.extract_if(.., |(number, _)| *number <= answers) {
                     let _ = question.send(position);

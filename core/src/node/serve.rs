@@ -127,7 +127,7 @@ async fn serve(shared: &Arc<Shared>, channel: Channel, number: u64) -> Result<()
             }
         }
     };
-    shared.set_slot(peer, number, Some(served.from));
+    shared.set_slot(peer, number, Some((served.lead, served.from)));
     let mut listener = JoinSet::new();
     let (tell, heard) = mpsc::channel(ASKED_QUEUE);
     let (lead, floor, from) = (served.lead, served.floor, served.from.seq);
@@ -249,7 +249,8 @@ async fn send_top(
     let clock = shared.library.world.now();
     // As it is now: what was read before a question came does not answer it.
     let position = shared.library.engine.pulse().borrow().top.unwrap_or(Position::EMPTY);
-    Ok(sender.send(Message::Top { lead, position, clock, answers }.encode()).await?)
+    let stable = shared.library.status.borrow().stable;
+    Ok(sender.send(Message::Top { lead, position, stable, clock, answers }.encode()).await?)
 }
 
 /// Takes what the follower says while entries are sent to it.
@@ -285,7 +286,7 @@ async fn listen(
                 {
                     break Err(error);
                 }
-                shared.set_slot(peer, number, Some(position));
+                shared.set_slot(peer, number, Some((lead, position)));
                 if noted.is_none_or(|at: tokio::time::Instant| at.elapsed() >= NOTE_EVERY) {
                     noted = Some(tokio::time::Instant::now());
                     let note = move |driver: &mut Driver| serving::note(driver, peer, position);

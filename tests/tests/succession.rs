@@ -1,0 +1,238 @@
+//! Who leads next where the network and the machine do their worst: only one side of it works, or the process is killed while
+//! it takes back its log.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    io::Read,
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tidelog::{
+    Failover, Link, Role, TakeOver,
+    id::{DeviceId, LibraryId},
+    transport::{Channel, MemoryTransport, MessageReceiver, SharedTransport, Transport, TransportError},
+};
+use tidelog_tests::devices::{
+    Device, Dump, LOOPBACK, Site, device, eventually, level, number, quic_as, reader, soon,
+};
+use tidelog_transport::{Identity, Peer};
+use tokio::sync::mpsc;
+
+/// A network of which one way is broken: whatever one device sends never arrives here.
+struct Deaf {
+    inner: MemoryTransport,
+    to: DeviceId,
+    /// How often another was asked.
+    asked: Arc<AtomicUsize>,
+}
+
+struct Silence;
+
+#[async_trait]
+impl MessageReceiver for Silence {
+    async fn receive(&mut self) -> Result<Option<Vec<u8>>, TransportError> {
+        std::future::pending().await
+    }
+}
+
+#[async_trait]
+impl Transport for Deaf {
+    fn device(&self) -> DeviceId {
+        self.inner.device()
+    }
+
+    async fn open(&self, peer: DeviceId, library: LibraryId) -> Result<Channel, TransportError> {
+        let mut channel = self.inner.open(peer, library).await?;
+        if peer == self.to {
+            channel.receiver = Box::new(Silence);
+        } else {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(channel)
+    }
+
+    fn listen(&self, library: LibraryId) -> Result<mpsc::Receiver<Channel>, TransportError> {
+        self.inner.listen(library)
+    }
+
+    fn peers(&self) -> Vec<DeviceId> {
+        self.inner.peers()
+    }
+}
+
+#[tokio::test]
+async fn who_alone_does_not_hear_the_leader_deposes_nobody_and_leads_when_it_is_gone() {
+    let site = Site::new();
+    let id = site.id;
+    let leader = site.leader().await;
+    let open = async |name: &str| {
+        let failover = Failover::after(Duration::from_millis(600));
+        Device::open(&site.path(name), |library| library.join(id).failover(failover)).await.unwrap()
+    };
+    let third = open("third").await.plug(&site.network, 3).await;
+    leader.write(&["INSERT INTO items (id, name) VALUES ('a', '')"]).await;
+    let second = open("second").await.plug(&site.network, 2).await;
+    level(&leader, &[&second, &third]).await;
+    second.stop().await;
+    let second = open("second").await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let inner = site.network.plug(device(2));
+    let deaf: SharedTransport = Arc::new(Deaf { inner, to: device(1), asked: Arc::clone(&asked) });
+    second.library.start(deaf).await.unwrap();
+    // It has found nobody for long, and asked again and again.
+    eventually("it asks the third", async || (asked.load(Ordering::Relaxed) > 12).then_some(())).await;
+    assert_eq!((second.status().role, leader.status().role), (Role::Follower, Role::Leader));
+    let terms = "SELECT max(number) FROM sync_term";
+    assert_eq!((number(&second.path, terms), number(&leader.path, terms)), (1, 1), "nobody was deposed");
+    assert_eq!(third.status().link, Link::Online);
+
+    leader.give_up().await;
+    let (next, other) = eventually("one of the two leads", async || {
+        let leads = |device: &Device| device.status().role == Role::Leader;
+        match (leads(&second), leads(&third)) {
+            (true, false) => Some((&second, &third)),
+            (false, true) => Some((&third, &second)),
+            _ => None,
+        }
+    })
+    .await;
+    other.write(&["INSERT INTO items (id, name) VALUES ('b', '')"]).await;
+    soon("a barrier", other.library.barrier()).await.unwrap();
+    level(next, &[other]).await;
+}
+
+/// A process that dies with its parent, whatever becomes of it.
+struct Part(Child);
+
+impl Part {
+    fn start(folder: &Path, leader: SocketAddr) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--nocapture"])
+            .env("TIDELOG_TEST_PLACE", folder)
+            .env("TIDELOG_TEST_LEADER", leader.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn();
+        Self(child.unwrap())
+    }
+}
+
+impl Drop for Part {
+    /// `kill -9`.
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn key(folder: &Path, part: &str) -> Identity {
+    Identity::load_or_create(folder.join(format!("{part}.key"))).unwrap()
+}
+
+/// Not a scenario of its own: the old leader, which is killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child() {
+    let Some(folder) = std::env::var_os("TIDELOG_TEST_PLACE") else { return };
+    let folder = Path::new(&folder);
+    let leader: SocketAddr = std::env::var("TIDELOG_TEST_LEADER").unwrap().parse().unwrap();
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::exit(0);
+    });
+    let peers = vec![Peer { device: key(folder, "new").device_id(), address: Some(leader) }];
+    let quic = quic_as(key(folder, "old"), LOOPBACK, peers).await;
+    let old = Device::open(&folder.join("old.sqlite"), |library| library.existing()).await.unwrap();
+    let _old = old.start_on(quic).await;
+    std::future::pending().await
+}
+
+/// Rows of the tail; some of the changes come in one large transaction, most by themselves.
+const TAIL: usize = 12_000;
+
+#[tokio::test]
+async fn killed_wherever_it_is_in_taking_back_its_log_an_old_leader_loses_and_doubles_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, id) = (folder.path(), LibraryId::random());
+    let (old, new) = (path.join("old.sqlite"), path.join("new.sqlite"));
+    let ids = (key(path, "old").device_id(), key(path, "new").device_id());
+    // Level once, and then apart.
+    let quic = quic_as(key(path, "old"), LOOPBACK, vec![Peer { device: ids.1, address: None }]).await;
+    let address = quic.local_addr().unwrap();
+    let leader = Device::open(&old, |library| library.create(id)).await.unwrap().start_on(quic).await;
+    let quic =
+        quic_as(key(path, "new"), LOOPBACK, vec![Peer { device: ids.0, address: Some(address) }]).await;
+    let second = Device::open(&new, |library| library.join(id)).await.unwrap().start_on(quic).await;
+    leader.write(&["INSERT INTO items (id, name) VALUES ('kept', 'before')"]).await;
+    level(&leader, &[&second]).await;
+    second.stop().await;
+    let many = |from: usize, count: usize| {
+        format!(
+            "WITH RECURSIVE n(k) AS (SELECT {from} UNION ALL SELECT k + 1 FROM n WHERE k + 1 < {from} + {count})
+             INSERT INTO items (id, name) SELECT 'i' || k, k FROM n"
+        )
+    };
+    leader.write(&[&many(0, 3000)]).await;
+    for i in 0..30 {
+        leader.write(&[&many(3000 + i * 300, 300)]).await;
+        leader.write(&[&format!("UPDATE items SET name = '{i}' WHERE id = 'kept'")]).await;
+        leader.sealed().await;
+    }
+    leader.stop().await;
+    let quic = quic_as(key(path, "new"), LOOPBACK, vec![Peer { device: ids.0, address: None }]).await;
+    let address = quic.local_addr().unwrap();
+    let second = Device::open(&new, |library| library.existing()).await.unwrap().start_on(quic).await;
+    soon("a takeover", second.library.take_over(TakeOver::FORCED)).await.unwrap();
+    second.write(&["INSERT INTO items (id, name) VALUES ('n', 'of the new')"]).await;
+    second.sealed().await;
+
+    let held = "SELECT (SELECT count(*) FROM sync_entry WHERE n IS NOT NULL AND kind < 3)
+        + (SELECT count(*) FROM sync_pending WHERE kind < 3)";
+    let top = || number(&old, "SELECT max(seq) FROM sync_entry");
+    let (all, mut kills) = (number(&old, held), 0);
+    loop {
+        let before = top();
+        let part = Part::start(path, address);
+        let is_back = eventually("it goes on", async || {
+            let follows = number(&old, "SELECT count(*) FROM sync_term WHERE number = 2") > 0;
+            (follows || top() < before).then_some(follows)
+        })
+        .await;
+        if is_back {
+            soon("all is sent", async {
+                let settled = "SELECT count(*) FROM items";
+                let both = async || (number(&new, settled) == number(&old, settled)).then_some(());
+                eventually("as many rows", both).await;
+                eventually("nothing is pending", async || {
+                    (number(&old, "SELECT count(*) FROM sync_pending") == 0).then_some(())
+                })
+                .await;
+                eventually("one length", async || {
+                    (top() == number(&new, "SELECT max(seq) FROM sync_entry")).then_some(())
+                })
+                .await;
+            })
+            .await;
+            drop(part);
+            break;
+        }
+        drop(part);
+        kills += 1;
+        assert_eq!(number(&old, held), all, "after {kills} kills");
+    }
+    assert!(kills > 2, "it was killed {kills} times only");
+    second.stop().await;
+    Dump::of(&old).assert_equals(&Dump::of(&new), "the new leader");
+    let conn = reader(&old);
+    let rows: usize = conn.query_row("SELECT count(*) FROM items", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, TAIL + 2);
+}
