@@ -28,3 +28,8 @@ pub struct ExistingData;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/conflicts.md")]
 pub struct Conflicts;
+
+/// The same.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/leadership.md")]
+pub struct Leadership;

@@ -745,3 +745,77 @@ async fn ask(bench: &Bench, message: Vec<u8>) -> Message {
     let reply = soon("a reply", channel.receiver.receive()).await.unwrap().unwrap();
     Message::decode(&reply).unwrap()
 }
+
+#[tokio::test]
+async fn a_stranger_who_inquires_is_told_nothing_and_moves_no_term() {
+    let bench = Bench::open_over(NOTES, LEADER, FOLLOWER).await;
+    // Its peers are named, and this one is none of them.
+    let path = bench.db.path().to_owned();
+    let Bench { db, library, network, mine, .. } = &bench;
+    let id = library.id();
+    library.shutdown().await;
+    let library =
+        Library::builder(db).model::<note::Entity>().create(id).peer(DeviceId([9; 32])).open().await.unwrap();
+    library.start(Arc::new(network.plug(LEADER))).await.unwrap();
+    let mut channel = soon("a channel", mine.open(LEADER, id)).await.unwrap();
+    channel.sender.send(Message::Inquire { max_seen: term(90, 1) }.encode()).await.unwrap();
+    let messages = rest(&mut channel).await;
+    let [Message::Refused { reason }] = messages.as_slice() else { panic!("{messages:?}") };
+    assert!(reason.contains("not a member") && reason.contains("nothing was changed"), "{reason}");
+    assert_eq!(library.status().borrow().role, Role::Leader);
+    assert_eq!(library.position().await.unwrap().term.number, 1, "{}", path.display());
+}
+
+#[tokio::test]
+async fn who_inquires_tells_of_a_higher_term_and_learns_where_this_device_stands() {
+    let bench = Bench::leader().await;
+    let ask = async |max_seen: Term| {
+        let mut channel = soon("a channel", bench.mine.open(LEADER, bench.library.id())).await.unwrap();
+        channel.sender.send(Message::Inquire { max_seen }.encode()).await.unwrap();
+        rest(&mut channel).await.remove(0)
+    };
+    let top = bench.library.position().await.unwrap();
+    let Message::Standing { max_seen, top: told, leads: true, .. } = ask(Term::ZERO).await else {
+        panic!("it leads");
+    };
+    assert_eq!((max_seen, told), (top.term, top));
+    let higher = Term { leader: FOLLOWER, ..term(7, 1) };
+    let Message::Standing { max_seen, leads: false, .. } = ask(higher).await else {
+        panic!("it leads no more")
+    };
+    assert_eq!(max_seen, higher);
+    bench.shows(|s| s.role == Role::Follower).await;
+}
+
+#[tokio::test]
+async fn a_grant_that_does_not_fit_opens_nothing() {
+    let mut bench = Bench::follower().await;
+    let lead = term(1, 1);
+    // For another top; of a number that was seen.
+    let position = Position { term: lead, seq: Seq(2) };
+    let misfits = [(2, Position { seq: Seq(1), ..position }), (1, position)];
+    for (behind, (number, position)) in (1u64..).zip(misfits) {
+        let mut channel = bench.subscribed().await;
+        channel.sender.send(entries(term(1, 1), &batch("x"))).await.unwrap();
+        bench.shows(|s| s.position.seq == Seq(2) && s.link == Link::Online).await;
+        channel.sender.send(Message::Grant { lead, number, position }.encode()).await.unwrap();
+        // What comes behind it is looked at behind it.
+        let top = Position { term: lead, seq: Seq(2 + behind) };
+        let top = Message::Top { lead, position: top, stable: Seq(0), clock: 0, answers: 0 };
+        channel.sender.send(top.encode()).await.unwrap();
+        bench.shows(|s| s.behind == Some(behind)).await;
+        drop(channel);
+        assert_eq!(bench.library.status().borrow().role, Role::Follower);
+        assert_eq!(bench.library.position().await.unwrap(), position_of_batch());
+    }
+    // One that fits does.
+    let mut channel = bench.subscribed().await;
+    channel.sender.send(Message::Grant { lead, number: 2, position }.encode()).await.unwrap();
+    bench.shows(|s| s.role == Role::Leader).await;
+    let top = bench.library.position().await.unwrap();
+    assert_eq!((top.term.number, top.term.leader), (2, FOLLOWER));
+}
+
+fn position_of_batch() -> Position {
+    Position { term: term(1, 1), seq: Seq(2) }
+}
