@@ -436,3 +436,69 @@ async fn a_log_that_cannot_go_back_leads_where_the_other_can() {
     assert_says(&other.stopped().await, &["has compacted its log up to 6", "only up to 5", "join anew"]);
     assert_eq!(other.status().split, None);
 }
+
+fn wipe(path: &std::path::Path) {
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{end}", path.display()));
+    }
+}
+
+#[tokio::test]
+async fn a_follower_that_was_wiped_gets_everything_again_and_says_that_it_was() {
+    let site = Site::new();
+    let (leader, second) = (site.leader().await, site.follower(2).await);
+    second.write(&[&insert("before")]).await;
+    soon("a barrier", second.library.barrier()).await.unwrap();
+    let path = second.path.clone();
+    second.stop().await;
+    wipe(&path);
+    let second = site.follower(2).await;
+    second.write(&[&insert("after")]).await;
+    assert_eq!(settled(&leader, &[&second]).await, 2);
+    second.shows("it knows", |s| s.rolled_back.is_some()).await;
+}
+
+/// It founds the library again, without knowing: whether its new term is the higher one is a matter of chance.
+#[tokio::test]
+async fn a_leader_that_was_wiped_and_founds_its_library_again_takes_nothing_from_anybody() {
+    for restarts in [0, 2] {
+        let site = Site::new();
+        let (leader, second) = (site.leader().await, site.follower(2).await);
+        for i in 0..20 {
+            leader.write(&[&insert(&format!("l{i}"))]).await;
+            second.write(&[&insert(&format!("s{i}"))]).await;
+        }
+        settled(&leader, &[&second]).await;
+        let path = leader.path.clone();
+        leader.stop().await;
+        for _ in 0..restarts {
+            let leader = site.leader().await;
+            level(&leader, &[&second]).await;
+            leader.stop().await;
+        }
+        wipe(&path);
+        let leader = site.leader().await;
+        leader.write(&[&insert("new")]).await;
+        // Either it leads, and the other brings all it has; or it learns that it has led before, and nobody leads.
+        let takes_over = eventually("they have met", async || {
+            let (first, second) = (leader.status(), second.status());
+            match (first.role, second.link) {
+                (Role::Leader, Link::Online)
+                    if second.leader == Some(device(1)) && !first.followers.is_empty() =>
+                {
+                    Some(false)
+                }
+                (Role::Follower, _) => Some(true),
+                _ => None,
+            }
+        })
+        .await;
+        assert!(takes_over || restarts == 0, "who has led more often has the higher term");
+        if takes_over {
+            soon("a takeover", second.library.take_over(TakeOver::default())).await.unwrap();
+            assert_eq!(settled(&second, &[&leader]).await, 41);
+        } else {
+            assert_eq!(settled(&leader, &[&second]).await, 41);
+        }
+    }
+}
