@@ -5,7 +5,10 @@
 
 use sea_orm::{ActiveModelTrait, EntityTrait, IntoActiveModel, ModelTrait, Set};
 use tidelog::LibraryBuilder;
-use tidelog_tests::scene::{Device, Scene, assert_says, number, text};
+use tidelog_tests::{
+    devices::tamper,
+    scene::{Closed, Device, Scene, assert_says, number, text},
+};
 
 #[allow(unreachable_pub, reason = "SeaORM has entities public")]
 mod sheet {
@@ -106,4 +109,35 @@ async fn what_passes_the_hooks_by_is_refused_on_the_leader_too_and_kept() {
     assert_eq!(letters.len(), 2);
     assert_says(&letters[0].reason, &["belongs to device", &device(&scene.follower)]);
     assert!(letters[0].values.to_json().contains("by the leader"));
+}
+
+#[tokio::test]
+async fn what_a_leader_keeps_of_an_owners_change_that_nobody_can_number_touches_no_row() {
+    let schema = "CREATE TABLE sheets (id BLOB PRIMARY KEY NOT NULL, owner TEXT, text TEXT NOT NULL)";
+    let mut scene = scene().await;
+    made_by(&scene.follower).await;
+    let other = scene.join(9, schema, register).await;
+    let closed = std::mem::replace(&mut scene.follower, other).close().await;
+    let owner = closed.reopen(register).await.unwrap();
+    owner.sql("UPDATE sheets SET text = 'one'").await;
+    // Asking what is pending seals first.
+    assert_eq!(owner.library.settled("sheet", "nobody").await.unwrap(), []);
+    let closed = owner.close().await;
+    // Of the same number, another change.
+    let file = closed.path().with_file_name("twin");
+    tamper(closed.path(), "PRAGMA wal_checkpoint(TRUNCATE)");
+    std::fs::copy(closed.path(), &file).unwrap();
+    tamper(&file, "UPDATE sync_pending SET tag = tag + 1, data = replace(data, 'one', 'two')");
+    let owner = closed.reopen(register).await.unwrap();
+    owner.start(&scene.network).await;
+    owner.sql("UPDATE sheets SET text = 'newer'").await;
+    owner.library.barrier().await.unwrap();
+    let carrier = Closed::of(file, 3).reopen(register).await.unwrap();
+    carrier.start(&scene.network).await;
+    carrier.library.barrier().await.unwrap();
+    level(&scene).await;
+    assert_eq!(text(&scene.leader.file(), "SELECT text FROM sheets"), "newer");
+    let letters = scene.leader.library.dead_letters().await.unwrap();
+    assert_eq!(letters.len(), 1);
+    assert!(letters[0].values.to_json().contains("two"), "{letters:?}");
 }
