@@ -24,7 +24,7 @@ use crate::{
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Outcome},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
-    layout::{Numbered, RecordId},
+    layout::{Layouts, Numbered, RecordId, last_logged},
     log::{self, Appender, BATCH_BYTES, BATCH_ENTRIES, ROW_MAX, entry_size},
     model::Policy,
     park::{self, Identity},
@@ -672,9 +672,10 @@ fn refuse_foreign(tx: &Tx<'_>, change: &mut Change, device: DeviceId) -> Result<
     let is_owned =
         |m: &&Model| matches!(m.descriptor.options.policy, Policy::Owner(_)) && *m.shape == *change.shape;
     let Some(model) = tx.models.iter().find(is_owned) else { return Ok(()) };
-    let row = change.before.as_ref().unwrap_or(&change.row);
+    let stands = standing_row(tx, model, change)?;
+    let row = stands.as_ref().unwrap_or(&change.row);
     let Err(refusal) = resolve::may_write(&Rules::of(&model.descriptor), row, device) else { return Ok(()) };
-    let kind = if change.before.is_some() { EntryKind::Upsert } else { EntryKind::Delete };
+    let kind = if stands.is_some() { EntryKind::Upsert } else { EntryKind::Delete };
     let as_it_was = Change { kind, row: row.clone(), outcome: None, ..change.clone() };
     if let Some(mut writer) = Writer::new(tx, &change.shape)? {
         tx.set_mode(Mode::Off)?;
@@ -688,6 +689,21 @@ fn refuse_foreign(tx: &Tx<'_>, change: &mut Change, device: DeviceId) -> Result<
     }
     change.outcome = Some(Box::new(Outcome::refused(refusal.to_string())));
     Ok(())
+}
+
+/// The record's row before the change, as the log has it: what its author saw may be of a change that was refused just
+/// now. Of a record that the log does not know at all, what its author saw.
+fn standing_row(tx: &Tx<'_>, model: &Model, change: &Change) -> Result<Option<Vec<Value>>, Error> {
+    let number = tx.numbers.of(tx.conn, &change.shape)?.model;
+    let mut known =
+        tx.conn.prepare_cached("SELECT 1 FROM sync_entry WHERE model = ?1 AND record = ?2 LIMIT 1")?;
+    if !known.exists(params![number, RecordId(&change.record)])? {
+        return Ok(change.before.clone());
+    }
+    let said = last_logged(tx.conn, &mut Layouts::new(tx.models), number, &change.record)?;
+    Ok(said.as_ref().and_then(|said| said.row_as(&model.shape)).map(|row| {
+        row.into_iter().zip(&model.fills).map(|(value, fill)| value.unwrap_or(fill).clone()).collect()
+    }))
 }
 
 pub(crate) fn row_text(change: &Change, kind: EntryKind, row: &[Value]) -> String {

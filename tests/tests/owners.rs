@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use sea_orm::{ActiveModelTrait, EntityTrait, IntoActiveModel, ModelTrait, Set};
+use sea_orm::{
+    ActiveModelTrait, ConnectionTrait, EntityTrait, IntoActiveModel, ModelTrait, Set, TransactionTrait,
+};
 use tidelog::LibraryBuilder;
 use tidelog_tests::{
     devices::tamper,
@@ -140,4 +142,25 @@ async fn what_a_leader_keeps_of_an_owners_change_that_nobody_can_number_touches_
     let letters = scene.leader.library.dead_letters().await.unwrap();
     assert_eq!(letters.len(), 1);
     assert!(letters[0].values.to_json().contains("two"), "{letters:?}");
+}
+
+#[tokio::test]
+async fn several_changes_of_one_seal_to_a_record_of_another_leave_the_leader_with_what_the_log_has() {
+    let scene = scene().await;
+    made_by(&scene.follower).await;
+    level(&scene).await;
+    // Each mark makes a change of its own: the second one's author saw the first, which does not stand.
+    let tx = scene.leader.db.begin().await.unwrap();
+    for statement in [
+        "UPDATE sheets SET owner = NULL, text = 'one'",
+        "UPDATE sync_ctl SET mark = 'm'",
+        "UPDATE sheets SET text = 'two'",
+        "UPDATE sync_ctl SET mark = NULL",
+    ] {
+        tx.execute_unprepared(statement).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    level(&scene).await;
+    assert_eq!(text(&scene.leader.file(), "SELECT text FROM sheets"), "mine");
+    assert_eq!(scene.follower.library.dead_letters().await.unwrap().len(), 2);
 }
