@@ -499,7 +499,7 @@ fn heads(batch: &Batch) -> Vec<GroupHead> {
     if let Some(first) = heads.first_mut() {
         // Only the first can have begun before.
         let within = batch.entries.iter().filter(|e| e.seq >= first.first && e.seq <= first.last);
-        first.next_n = within.filter_map(|e| e.n).next().unwrap_or(first.first_n);
+        first.next_n = within.filter_map(|e| e.n).next().unwrap_or(OriginSeq(first.last_n.0 + 1));
     }
     heads
 }
