@@ -17,6 +17,7 @@ use crate::{
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Outcome},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
+    inject::{self, Safeguard},
     log::{self, Appender, ROW_MAX},
     park::{self, Identity},
     pushed::{Arrival, Pushed},
@@ -84,15 +85,22 @@ pub(crate) fn accept(
     let mut stopped = None;
     for group in &batch.groups {
         match fresh_of(tx, group)? {
-            Fresh::Changes { known, forked: None } => accept_group(tx, &pushed, group, known, refuses)?,
+            Fresh::Changes { known, forked: None } => {
+                accept_group(tx, &pushed, group, known, refuses.then(attempt::reason))?;
+            }
             // Who minted the origin gives what is pending there other numbers.
             Fresh::Changes { forked: Some(n), .. } if group.device == pusher => {
                 stopped = Some(Accepted::Forked { origin: group.origin, n });
                 break;
             }
-            Fresh::Changes { known, forked: Some(_) } => {
+            Fresh::Changes { known, forked: Some(n) } => {
                 keep_forked(tx, &pushed, group, known)?;
-                accept_group(tx, &pushed, group, known, refuses)?;
+                // Half of a transaction does not stand.
+                let reason = format!(
+                    "it was sealed together with change {n} of origin {}, in whose place the log holds another",
+                    group.origin
+                );
+                accept_group(tx, &pushed, group, known, Some(reason))?;
             }
             Fresh::Stopped(why) => {
                 stopped = Some(why);
@@ -122,10 +130,21 @@ enum Fresh {
 /// Which of a group's changes the log does not have yet; decided before anything of it is appended.
 fn fresh_of(tx: &Tx<'_>, group: &Group) -> Result<Fresh, Error> {
     let row = origin_row(tx.conn, group.origin, group.device)?;
-    let have = log::vector(tx.conn, row)?;
+    let mut have = log::vector(tx.conn, row)?;
+    if inject::is_off(Safeguard::DuplicateCheck) {
+        have = have.min(OriginSeq(group.first_n.0 - 1));
+    }
     let expected = have.0 + 1;
     if group.first_n.0 > expected {
         return Ok(Fresh::Stopped(Accepted::Gap { origin: group.origin, expected: OriginSeq(expected) }));
+    }
+    // What its author saw pending stands before it in his database, and must here.
+    for (origin, n) in &group.seen {
+        let have = log::vector_of(tx.conn, *origin)?;
+        if *origin != group.origin && have < *n {
+            let expected = OriginSeq(have.0 + 1);
+            return Ok(Fresh::Stopped(Accepted::Gap { origin: *origin, expected }));
+        }
     }
     let upto = have.min(group.last_n);
     let forked = log::other_tag(tx.conn, row, group.first_n, upto, group.tag)?;
@@ -155,13 +174,13 @@ fn keep_forked(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, known: u64) 
     if kept.is_empty() { Ok(()) } else { seal::seal_changes(tx, kept) }
 }
 
-/// Takes a group but for its first `known` changes, going through it again for as long as that shows more that cannot be.
+/// Takes a group but for its first `known` changes, or refuses all of them for a reason, going through it again for as long as that shows more that cannot be.
 fn accept_group(
     tx: &mut Tx<'_>,
     pushed: &Pushed<'_>,
     group: &Group,
     known: u64,
-    refuses: bool,
+    refuses: Option<String>,
 ) -> Result<(), Error> {
     let first_n = OriginSeq(group.first_n.0 + known);
     if first_n > group.last_n {
@@ -169,9 +188,9 @@ fn accept_group(
     }
     let group = Group { first_n, first: Seq(group.first.0 + known), ..group.clone() };
     let mut refused = Fallen::new();
-    if refuses {
+    if let Some(reason) = refuses {
         let all = (first_n.0..=group.last_n.0).map(OriginSeq);
-        refused.extend(all.map(|n| (n, Fate::Refused(attempt::reason()))));
+        refused.extend(all.map(|n| (n, Fate::Refused(reason.clone()))));
     }
     loop {
         tx.conn.execute_batch("SAVEPOINT accepted")?;
@@ -347,6 +366,11 @@ impl Pass {
         }
         self.moves.note(tx, n, change, parent.as_ref(), &derived)?;
         self.wrote.push(Wrote::of(tx, n, model, change));
+        // What the database cascaded may have left others without what they refer to.
+        for derived in &derived {
+            let model = tx.models.iter().position(|m| m.descriptor.id == derived.shape.model);
+            self.wrote.extend(model.map(|model| Wrote::of(tx, n, model, derived)));
+        }
         Ok(derived)
     }
 

@@ -10,6 +10,7 @@
 
 use std::{
     collections::{HashMap, hash_map},
+    ops::RangeInclusive,
     sync::Arc,
 };
 
@@ -19,6 +20,7 @@ use crate::{
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Shape},
     error::Error,
     id::{Position, Seq, Term},
+    inject::{self, Safeguard},
     layout::{LogRow, RecordId},
     log::{self, Appender, LogReader},
     overlay::{self, Layers, Overlay},
@@ -101,6 +103,14 @@ impl Arrived {
     pub(crate) fn is_of_known(&self) -> bool {
         let is_known = |entry: &&Entry| matches!(&entry.body, Body::Change(change) if change.existed);
         self.batch.entries.iter().filter(is_known).count() * 2 > self.batch.entries.len()
+    }
+
+    /// The entries of these groups show what was pending here: what stood in the tables of it may have lain over other
+    /// pending changes, so that their rows are written in any case.
+    fn mark_again(&mut self, own: &[RangeInclusive<Seq>]) {
+        for (entry, company) in self.batch.entries.iter().zip(&mut self.company) {
+            company.again |= own.iter().any(|group| group.contains(&entry.seq));
+        }
     }
 
     fn forget_first(&mut self, count: usize) {
@@ -218,9 +228,58 @@ impl Images {
     pub(crate) fn write(&mut self, tx: &Tx<'_>) -> Result<(), Error> {
         let Self { due, has_pending, deleted, .. } = std::mem::take(self);
         let changes = due.iter().flatten().map(|image| (&image.change, image.again));
-        write_images(tx, changes, has_pending)?;
-        if has_pending && deleted { overlay::step_out_orphans(tx) } else { Ok(()) }
+        let blocked = write_images(tx, changes, has_pending)?;
+        if !has_pending {
+            return Ok(());
+        }
+        let mut brings_orphan = false;
+        for image in due.iter().flatten() {
+            brings_orphan = brings_orphan || refers_to_nothing(tx, &image.change)?;
+        }
+        make_sound(tx, &blocked, deleted, brings_orphan)
     }
+}
+
+/// After images were written where something is pending: tries again what is blocked of their records, and sees to it that
+/// no row refers to nothing, neither one that is pending to what was `deleted`, nor one that came, if it `brings_orphan`s, to
+/// what was deleted here.
+fn make_sound(tx: &Tx<'_>, blocked: &[Change], deleted: bool, brings_orphan: bool) -> Result<(), Error> {
+    if !blocked.is_empty() {
+        overlay::rewrite(tx, blocked)?;
+        if tx.foreign_triggers {
+            tx.set_mode(Mode::Off)?;
+        }
+    }
+    if deleted || !blocked.is_empty() {
+        overlay::step_out_orphans(tx)?;
+    }
+    if brings_orphan || !blocked.is_empty() {
+        overlay::bring_back_parents(tx)?;
+    }
+    Ok(())
+}
+
+/// Whether the change's record refers to a row that is not there.
+fn refers_to_nothing(tx: &Tx<'_>, change: &Change) -> Result<bool, Error> {
+    let model = tx.models.iter().find(|m| m.descriptor.id == change.shape.model);
+    let Some(model) = model.filter(|m| m.references.has_any()) else { return Ok(false) };
+    Ok(model.references.refers_to_nothing(tx.conn, &change.key_in(&model.shape))?.is_some())
+}
+
+/// Whether a record that came refers to nothing here: to what was deleted here, which the leader has yet to hear of.
+fn brings_orphan(tx: &Tx<'_>, parts: Parts, arrived: &Arrived) -> Result<bool, Error> {
+    let mut brings = false;
+    if !tx.models.iter().any(|model| model.references.has_any()) {
+        return Ok(false);
+    }
+    each_part(tx, parts, arrived, |tx, part| {
+        for entry in &part.batch.entries {
+            let Body::Change(change) = &entry.body else { continue };
+            brings = brings || refers_to_nothing(tx, change)?;
+        }
+        Ok(())
+    })?;
+    Ok(brings)
 }
 
 /// Records touched by a batch, for events: model, record, kind.
@@ -237,7 +296,8 @@ pub(crate) fn apply(
     touched: Option<&mut Touched>,
 ) -> Result<Applied, Error> {
     let replica = tx.replica()?;
-    if lead < replica.max_seen || replica.lead.is_some() {
+    let is_old = lead < replica.max_seen && !inject::is_off(Safeguard::TermCheck);
+    if is_old || replica.lead.is_some() {
         return Ok(Applied::Stale(replica.max_seen));
     }
     let batch = &arrived.batch;
@@ -284,7 +344,7 @@ pub(crate) fn apply(
         return Ok(Applied::Staged(last));
     }
     let parts = if continues { Parts::Staged } else { Parts::None };
-    if tx.foreign_triggers {
+    if tx.foreign_triggers && !inject::is_off(Safeguard::Suppression) {
         tx.set_mode(Mode::Off)?;
     }
     let step_out_first = matches!(rows, Rows::StepOutFirst);
@@ -298,8 +358,9 @@ pub(crate) fn apply(
         }
     }
     let as_they_come = !step_out_first && later.is_none();
-    let position = append(tx, replica, parts, arrived, as_they_come, has_pending)?;
+    let Appended { position, own, blocked } = append(tx, replica, parts, arrived, as_they_come, has_pending)?;
     if let Some(images) = later {
+        arrived.mark_again(&own);
         if let Some(touched) = touched {
             note(touched, arrived);
         }
@@ -309,11 +370,14 @@ pub(crate) fn apply(
         }
         return Ok(Applied::To(position));
     }
-    if step_out_first || (has_pending && shows_circle(tx, parts, arrived)?) {
+    let steps_out = step_out_first || (has_pending && shows_circle(tx, parts, arrived)?);
+    if steps_out {
         write_stepping_out(tx, parts, arrived, has_pending)?;
     }
-    if has_pending && (parts == Parts::Staged || deletes(&arrived.batch)) {
-        overlay::step_out_orphans(tx)?;
+    if has_pending {
+        let deleted = steps_out || parts == Parts::Staged || deletes(&arrived.batch);
+        let brings_orphan = steps_out || brings_orphan(tx, parts, arrived)?;
+        make_sound(tx, if steps_out { &[] } else { &blocked }, deleted, brings_orphan)?;
     }
     if tx.foreign_triggers {
         tx.set_mode(Mode::Capture)?;
@@ -353,16 +417,32 @@ enum Skip {
 fn skip_held(tx: &Tx<'_>, arrived: &mut Arrived, top: Position) -> Result<Skip, Error> {
     let batch = &arrived.batch;
     let held = batch.entries.iter().take_while(|e| e.seq <= top.seq).count();
-    let mine = LogReader::new(tx.models).read(tx.conn, batch.after.seq, top.seq.min(batch.last()))?;
-    for (i, entry) in batch.entries[..held].iter().enumerate() {
-        if mine.entries.get(i) != Some(entry) {
-            return Ok(Skip::Differs(entry.seq));
+    let (mut entries, mut groups) = (batch.entries[..held].iter(), batch.groups.iter().peekable());
+    let (mut at, until) = (batch.after.seq, top.seq.min(batch.last()));
+    let mut reader = LogReader::new(tx.models);
+    // In as many pieces as this device cuts it into, which need not be the sender's.
+    while at < until {
+        let mine = reader.read(tx.conn, at, until)?;
+        at = mine.last().max(at.next());
+        for own in &mine.entries {
+            match entries.next() {
+                Some(entry) if entry == own => {}
+                _ => return Ok(Skip::Differs(own.seq)),
+            }
+        }
+        for own in &mine.groups {
+            // One that goes on in the next piece is named there again.
+            if groups.peek().is_some_and(|group| *group != own) {
+                return Ok(Skip::Differs(own.first));
+            }
+            groups.next_if(|group| group.last <= at);
         }
     }
-    for (i, group) in batch.groups.iter().take_while(|g| g.first <= top.seq).enumerate() {
-        if mine.groups.get(i) != Some(group) {
-            return Ok(Skip::Differs(group.first));
-        }
+    if let Some(entry) = entries.next() {
+        return Ok(Skip::Differs(entry.seq));
+    }
+    if let Some(group) = groups.next_if(|group| group.last <= until) {
+        return Ok(Skip::Differs(group.first));
     }
     arrived.forget_first(held);
     let batch = &mut arrived.batch;
@@ -409,10 +489,11 @@ fn append(
     arrived: &Arrived,
     as_they_come: bool,
     has_pending: bool,
-) -> Result<Position, Error> {
+) -> Result<Appended, Error> {
     let newest = arrived.batch.entries.iter().map(|entry| entry.body.stamp()).max().unwrap_or(0);
     clock = arrived.batch.entries.iter().filter_map(|e| e.body.ranking_stamp()).fold(clock, u64::max);
     let waiting = if has_pending { pending::origins(tx.conn)? } else { Vec::new() };
+    let (mut own, mut blocked) = (Vec::new(), Vec::new());
     // The groups stand before their entries do: what one of them wrote is looked up by it for the next.
     for group in &arrived.batch.groups {
         let row = origin_row(tx.conn, group.origin, group.device)?;
@@ -420,6 +501,9 @@ fn append(
         let mut settled = 0;
         if waiting.contains(&row) {
             settled = pending::settle(tx.conn, row, group, newest)?;
+        }
+        if settled > 0 {
+            own.push(group.first..=group.last);
         }
         if Some(group.device) == device && (settled as u64) <= group.last_n.0 - group.first_n.0 {
             rolled_back(tx, group)?;
@@ -449,12 +533,29 @@ fn append(
             clock = clock.max(entry.body.ranking_stamp().unwrap_or(0));
             position = Position { term: entry.term, seq: entry.seq };
         }
-        if as_they_come { write_part(tx, part, has_pending) } else { Ok(()) }
+        if inject::is_off(Safeguard::OneTransaction) {
+            tx.conn.execute_batch("COMMIT; BEGIN IMMEDIATE")?;
+            inject::crash_point("apply, in two", inject::Place::AfterCommit);
+        }
+        if as_they_come {
+            blocked.extend(write_part(tx, part, &own, has_pending)?);
+        }
+        Ok(())
     })?;
     if arrived.batch.groups.is_empty() || parts == Parts::Staged {
         tx.set_clock(clock)?;
     }
-    Ok(position)
+    Ok(Appended { position, own, blocked })
+}
+
+/// What appending a batch came to.
+struct Appended {
+    /// The top of the log.
+    position: Position,
+    /// Entries that show what was pending here until now.
+    own: Vec<RangeInclusive<Seq>>,
+    /// Records that were written as they come, of which something is blocked.
+    blocked: Vec<Change>,
 }
 
 /// A change of this device came back from the log that the database does not know of: it is an older state of itself, or
@@ -515,8 +616,10 @@ pub(crate) fn put_back(tx: &Tx<'_>, kept: LocalValues) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether it may take rows away: a change without effect may have stood in its table until now.
 fn deletes(batch: &Batch) -> bool {
-    batch.entries.iter().any(|entry| entry.body.kind() == EntryKind::Delete)
+    let may = |entry: &Entry| matches!(entry.body.kind(), EntryKind::Delete | EntryKind::Noop);
+    batch.entries.iter().any(may)
 }
 
 /// Whether what is pending here and what came make a circle of a tree: one of the two has to step out.
@@ -569,8 +672,17 @@ fn explain(tx: &Tx<'_>, error: Error) -> Error {
 pub(crate) type LocalValues = HashMap<(usize, String), (Vec<Value>, Vec<Value>)>;
 
 /// Writes a part's images: of each record the last.
-fn write_part(tx: &Tx<'_>, part: &Arrived, has_pending: bool) -> Result<(), Error> {
-    write_images(tx, lasting(tx, part).map(|(_, change, company)| (change, company.again)), has_pending)
+/// Those that show what was pending may have lain over what still
+/// is: they count as changed before. Records of which something is blocked are returned.
+fn write_part(
+    tx: &Tx<'_>,
+    part: &Arrived,
+    own: &[RangeInclusive<Seq>],
+    has_pending: bool,
+) -> Result<Vec<Change>, Error> {
+    let is_own = |seq: Seq| own.iter().any(|group| group.contains(&seq));
+    let images = lasting(tx, part).map(|(seq, change, company)| (change, company.again || is_own(seq)));
+    write_images(tx, images, has_pending)
 }
 
 /// The entries of a part whose images no later one of it replaces.
@@ -591,7 +703,8 @@ fn write_images<'i>(
     tx: &Tx<'_>,
     images: impl Iterator<Item = (&'i Change, bool)>,
     has_pending: bool,
-) -> Result<(), Error> {
+) -> Result<Vec<Change>, Error> {
+    let mut blocked = Vec::new();
     let (mut writers, mut overlay) = (Writers::default(), Overlay::new(tx));
     // What these very entries settled does not lie over them any more.
     let lies_over = has_pending && pending::is_any(tx.conn)?;
@@ -608,6 +721,12 @@ fn write_images<'i>(
             _ => None,
         };
         let image = logged.as_ref().unwrap_or(change);
+        if layers.are_blocked() {
+            // Whether it fits now is tried when all is written.
+            writer.replace(image)?;
+            blocked.push(overlay::key_of(change));
+            continue;
+        }
         match layers.over(tx, image)? {
             Some(overlaid) => writer.replace(&overlaid)?,
             // What this device made itself is here already, and so may be what was deleted and is there again.
@@ -615,7 +734,7 @@ fn write_images<'i>(
             None => writer.write(image)?,
         }
     }
-    Ok(())
+    Ok(blocked)
 }
 
 /// Takes all rows of a part out of their tables, keeping what is local.

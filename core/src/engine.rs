@@ -553,13 +553,15 @@ impl Driver {
             }
             _ => None,
         };
-        if leads {
+        // Whoever is answered may learn of a term from what is told here: that is durable, too.
+        let max_seen = replica.map_or(Term::ZERO, |r| r.max_seen);
+        if leads || max_seen != self.pulse.borrow().max_seen {
             self.store.sync()?;
         }
         self.counts_due = true;
         self.pulse.send_modify(|pulse| {
             (pulse.top, pulse.leads, pulse.tail, pulse.error) = (Some(top), leads, None, None);
-            pulse.max_seen = replica.map_or(Term::ZERO, |r| r.max_seen);
+            pulse.max_seen = max_seen;
             pulse.granted = replica.and_then(|r| reassign::unanswered(&r));
             pulse.pending_ends = ends;
         });

@@ -110,6 +110,7 @@ mod error;
 mod following;
 pub mod gate;
 pub mod id;
+mod inject;
 mod layout;
 pub mod leadership;
 mod library;

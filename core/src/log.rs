@@ -13,6 +13,7 @@ use crate::{
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Run, Shape},
     error::Error,
     id::{DeviceId, Incarnation, Origin, OriginSeq, Position, Seq, Term},
+    inject,
     layout::{Layouts, LogRow, Numbered, Numbers, RecordId, read_record},
     outcome, pending,
     store::{Model, Tx},
@@ -301,6 +302,15 @@ pub(crate) fn vector(conn: &Connection, origin_row: i64) -> Result<OriginSeq, Er
     Ok(OriginSeq(n))
 }
 
+/// [`vector`] of an origin that the database may not know.
+pub(crate) fn vector_of(conn: &Connection, origin: Origin) -> Result<OriginSeq, Error> {
+    let row: Option<i64> = conn
+        .prepare_cached("SELECT id FROM sync_origin WHERE origin = ?1")?
+        .query_row([origin.to_string()], |row| row.get(0))
+        .optional()?;
+    row.map_or(Ok(OriginSeq(0)), |row| vector(conn, row))
+}
+
 /// The leadership history: every run of the log, ascending.
 pub(crate) fn runs(conn: &Connection) -> Result<Vec<Run>, Error> {
     conn.prepare_cached("SELECT first, number, leader, counter, nonce FROM sync_term ORDER BY first")?
@@ -399,7 +409,7 @@ impl<'m> LogReader<'m> {
             if whole_group {
                 whole = batch.entries.len();
             }
-            if batch.entries.len() >= BATCH_ENTRIES {
+            if batch.entries.len() >= inject::batch_entries() {
                 break;
             }
         }

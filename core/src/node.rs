@@ -5,7 +5,7 @@
 //! messages to the engine's steps and the steps' answers back.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -194,6 +194,19 @@ impl Shared {
     }
 }
 
+/// Starts the replica as `device`, with these members if it leads, and sealing.
+pub(crate) fn begin(
+    driver: &mut Driver,
+    device: DeviceId,
+    peers: &[DeviceId],
+    precedence: &BTreeMap<DeviceId, u8>,
+) -> Result<Started, Error> {
+    let started = driver.transaction(|tx| term::start(tx, device, precedence))?;
+    driver.begin_sealing();
+    reassign::lead_on(driver, Admission { peers, precedence })?;
+    Ok(started)
+}
+
 /// Starts the tasks.
 pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Result<Node, Error> {
     let device = transport.device();
@@ -203,16 +216,8 @@ pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Re
     let incoming = shared.transport.listen(shared.library.id)?;
     let peers = shared.peers();
     let precedence = Arc::clone(&shared.library.precedence);
-    let started = shared
-        .library
-        .engine
-        .step(move |driver| {
-            let started = driver.transaction(|tx| term::start(tx, device, &precedence))?;
-            driver.begin_sealing();
-            reassign::lead_on(driver, Admission { peers: &peers, precedence: &precedence })?;
-            Ok(started)
-        })
-        .await?;
+    let started =
+        shared.library.engine.step(move |driver| begin(driver, device, &peers, &precedence)).await?;
     let mut last_error = None;
     match started {
         Started::Leading(term) => tracing::info!(library = %shared.library.id, %term, "leading"),

@@ -110,6 +110,11 @@ impl Layers {
         })
     }
 
+    /// Whether the record's row had to leave its table: whether it fits now has to be tried.
+    pub(crate) fn are_blocked(&self) -> bool {
+        self.0.iter().any(|layer| layer.blocked)
+    }
+
     /// The entry's image with these laid over it; `None` if there are none.
     pub(crate) fn over(&self, tx: &Tx<'_>, change: &Change) -> Result<Option<Change>, Error> {
         if self.0.is_empty() {
@@ -202,8 +207,8 @@ pub(crate) fn pending_records(tx: &Tx<'_>) -> Result<Vec<Change>, Error> {
     Ok(changes)
 }
 
-/// Takes out of the tables what is pending here and refers to rows that the leader has deleted, and what refers to that in
-/// its turn: blocked, until the leader answers it. A follower's tables satisfy their foreign keys meanwhile.
+/// Takes what is pending here and refers to rows that the leader has deleted back to what the log has of it, and what refers
+/// to that in its turn: blocked, until the leader answers it. A follower's tables satisfy their foreign keys meanwhile.
 pub(crate) fn step_out_orphans(tx: &Tx<'_>) -> Result<(), Error> {
     if !tx.models.iter().any(|model| model.references.has_any()) {
         return Ok(());
@@ -212,14 +217,17 @@ pub(crate) fn step_out_orphans(tx: &Tx<'_>) -> Result<(), Error> {
     loop {
         let before = records.len();
         let mut left = Vec::with_capacity(before);
-        for (index, key, record) in records {
+        for (index, key, change) in records {
             let model = &tx.models[index];
             if model.references.refers_to_nothing(tx.conn, &key)?.is_none() {
-                left.push((index, key, record));
+                left.push((index, key, change));
                 continue;
             }
-            tx.conn.prepare_cached(&model.sql.delete)?.execute(params_from_iter(key.iter().map(Bound)))?;
-            set_state(tx, model.descriptor.id, &record, "blocked")?;
+            set_state(tx, model.descriptor.id, &change.record, "blocked")?;
+            if !as_logged(tx, &change)? {
+                let key = params_from_iter(key.iter().map(Bound));
+                tx.conn.prepare_cached(&model.sql.delete)?.execute(key)?;
+            }
         }
         if left.len() == before {
             return Ok(());
@@ -228,8 +236,44 @@ pub(crate) fn step_out_orphans(tx: &Tx<'_>) -> Result<(), Error> {
     }
 }
 
-/// The records of models with references that have pending upserts: model, key, id.
-fn children(tx: &Tx<'_>) -> Result<Vec<(usize, Vec<Value>, String)>, Error> {
+/// Brings records back whose deletion is pending here and to which rows refer that the log has: blocked, until the leader
+/// answers it.
+pub(crate) fn bring_back_parents(tx: &Tx<'_>) -> Result<(), Error> {
+    let mut records = pending_records(tx)?;
+    loop {
+        let before = records.len();
+        let mut left = Vec::with_capacity(before);
+        for change in records {
+            let Some(model) = tx.models.iter().find(|m| m.descriptor.id == change.shape.model) else {
+                continue;
+            };
+            let key = change.key_in(&model.shape);
+            let is_missed =
+                !model.holds(tx.conn, &key)? && model.references.is_referred_to(tx.conn, &key)?.is_some();
+            if is_missed && as_logged(tx, &change)? {
+                set_state(tx, model.descriptor.id, &change.record, "blocked")?;
+            } else {
+                left.push(change);
+            }
+        }
+        if left.len() == before {
+            return Ok(());
+        }
+        records = left;
+    }
+}
+
+/// Writes the record as the log has it, unless something else that is pending is in the way. Whether it did.
+fn as_logged(tx: &Tx<'_>, change: &Change) -> Result<bool, Error> {
+    let Some(mut writer) = Writer::new(tx, &change.shape)? else { return Ok(true) };
+    match writer.replace(&Overlay::new(tx).logged(tx, change)?) {
+        Err(error) if is_constraint(&error) => Ok(false),
+        written => written.map(|()| true),
+    }
+}
+
+/// The records of models with references that have pending upserts: model, key, a change.
+fn children(tx: &Tx<'_>) -> Result<Vec<(usize, Vec<Value>, Change)>, Error> {
     let mut layouts = Layouts::new(tx.models);
     let mut seen = HashSet::new();
     let mut found = Vec::new();
@@ -243,7 +287,7 @@ fn children(tx: &Tx<'_>) -> Result<Vec<(usize, Vec<Value>, String)>, Error> {
         let model = tx.models.iter().position(|m| m.descriptor.id == change.shape.model);
         let Some(model) = model.filter(|&m| tx.models[m].references.has_any()) else { continue };
         if change.kind == EntryKind::Upsert && seen.insert((model, change.record.clone())) {
-            found.push((model, change.key_in(&tx.models[model].shape), change.record));
+            found.push((model, change.key_in(&tx.models[model].shape), key_of(&change)));
         }
     }
     Ok(found)
@@ -261,12 +305,12 @@ fn set_state(tx: &Tx<'_>, model: &str, record: &str, state: &str) -> Result<(), 
 
 /// Writes records anew: as the log has them, with what is pending laid over. What else is pending makes room where it is in
 /// the way.
-pub(crate) fn rewrite(tx: &mut Tx<'_>, records: &[Change]) -> Result<(), Error> {
+pub(crate) fn rewrite(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
     if tx.foreign_triggers {
         tx.set_mode(Mode::Off)?;
     }
     tx.conn.execute_batch("SAVEPOINT rewritten")?;
-    match write_anew(tx, records) {
+    let any_blocked = match write_anew(tx, records) {
         Err(error) if is_constraint(&error) => {
             tx.conn.execute_batch("ROLLBACK TO rewritten")?;
             let mut all = pending_records(tx)?;
@@ -274,25 +318,46 @@ pub(crate) fn rewrite(tx: &mut Tx<'_>, records: &[Change]) -> Result<(), Error> 
                 all.iter().map(|p| (p.shape.model.clone(), p.record.clone())).collect();
             let is_other = |r: &&Change| !pending.contains(&(r.shape.model.clone(), r.record.clone()));
             all.extend(records.iter().filter(is_other).cloned());
-            write_anew(tx, &all)?;
+            write_anew(tx, &all)?
         }
         written => written?,
-    }
+    };
     tx.conn.execute_batch("RELEASE rewritten")?;
-    step_out_blocked_orphans(tx)?;
+    if any_blocked || leave_unsound(tx, records)? {
+        step_out_orphans(tx)?;
+        bring_back_parents(tx)?;
+    }
     if tx.foreign_triggers {
         tx.set_mode(Mode::Capture)?;
     }
     Ok(())
 }
 
-fn write_anew(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
+/// Whether one of the records refers to nothing, or is gone and others refer to it.
+fn leave_unsound(tx: &Tx<'_>, records: &[Change]) -> Result<bool, Error> {
+    for record in records {
+        let Some(model) = tx.models.iter().find(|m| m.descriptor.id == record.shape.model) else { continue };
+        let key = record.key_in(&model.shape);
+        let unsound = match model.holds(tx.conn, &key)? {
+            true => model.references.refers_to_nothing(tx.conn, &key)?,
+            false => model.references.is_referred_to(tx.conn, &key)?,
+        };
+        if unsound.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether anything was blocked before or is now.
+fn write_anew(tx: &Tx<'_>, records: &[Change]) -> Result<bool, Error> {
     let mut kept = LocalValues::new();
     for record in records {
         step_out(tx, record, &mut kept)?;
     }
-    lay_over(tx, records)?;
-    put_back(tx, kept)
+    let any = lay_over(tx, records)?;
+    put_back(tx, kept)?;
+    Ok(any)
 }
 
 /// Writes records as the log has them, without what is pending of them: what is local of their rows, for [`come_back`].
@@ -316,9 +381,11 @@ pub(crate) fn come_back(tx: &mut Tx<'_>, records: &[Change], kept: LocalValues) 
     if tx.foreign_triggers {
         tx.set_mode(Mode::Off)?;
     }
-    lay_over(tx, records)?;
+    let any_blocked = lay_over(tx, records)?;
     put_back(tx, kept)?;
-    step_out_blocked_orphans(tx)?;
+    if any_blocked {
+        step_out_orphans(tx)?;
+    }
     if tx.foreign_triggers {
         tx.set_mode(Mode::Capture)?;
     }
@@ -335,16 +402,11 @@ fn write_logged(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where something had to leave its table, what refers to it has to leave too.
-fn step_out_blocked_orphans(tx: &Tx<'_>) -> Result<(), Error> {
-    let blocked = tx.conn.prepare_cached("SELECT 1 FROM sync_pending WHERE state = 'blocked'")?.exists([])?;
-    if blocked { step_out_orphans(tx) } else { Ok(()) }
-}
-
 /// Brings records that stepped out back: as the log has them, and then, one after the other, with what is pending. What
-/// does not fit stays as the log has it, blocked.
-pub(crate) fn lay_over(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
+/// does not fit stays as the log has it, blocked. Whether anything was blocked before or is now: that may refer to nothing.
+pub(crate) fn lay_over(tx: &Tx<'_>, records: &[Change]) -> Result<bool, Error> {
     write_logged(tx, records)?;
+    let mut any_blocked = false;
     let mut overlay = Overlay::new(tx);
     for record in records {
         let Some(mut writer) = Writer::new(tx, &record.shape)? else { continue };
@@ -358,6 +420,7 @@ pub(crate) fn lay_over(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
             Err(error) if is_constraint(&error) => false,
             Err(error) => return Err(error),
         };
+        any_blocked |= !fits || layers.are_blocked();
         if !fits {
             tx.conn.prepare_cached("ROLLBACK TO laid_over")?.execute([])?;
         }
@@ -365,7 +428,7 @@ pub(crate) fn lay_over(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
         let state = if fits { "waiting" } else { "blocked" };
         set_state(tx, &record.shape.model, &record.record, state)?;
     }
-    Ok(())
+    Ok(any_blocked)
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ use crate::{
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
+    inject,
     layout::{Layouts, read_record},
-    log::{self, BATCH_BYTES, BATCH_ENTRIES, entry_size, group_size},
+    log::{self, BATCH_BYTES, entry_size, group_size},
     store::{Model, Tx},
 };
 
@@ -114,7 +115,8 @@ pub(crate) fn read(conn: &Connection, models: &[Model], after: &PushedUpTo) -> R
         };
         let entry = Entry { seq, term: Term::ZERO, n: Some(n), body };
         size += entry_size(&entry) + old;
-        if !batch.entries.is_empty() && (size > BATCH_BYTES || batch.entries.len() >= BATCH_ENTRIES) {
+        if !batch.entries.is_empty() && (size > BATCH_BYTES || batch.entries.len() >= inject::batch_entries())
+        {
             break;
         }
         batch.entries.push(entry);

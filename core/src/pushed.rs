@@ -39,7 +39,7 @@ pub(crate) enum Arrival<'p> {
 impl<'p> Arrival<'p> {
     /// Takes in a push, which came as `message`.
     pub(crate) fn of(tx: &Tx<'_>, pusher: DeviceId, batch: &'p Batch, message: &[u8]) -> Result<Self, Error> {
-        if let Some(why) = unsound(tx, batch)? {
+        if let Some(why) = unsound(tx, pusher, batch)? {
             return Ok(Self::Unsound(why));
         }
         let device = pusher.to_string();
@@ -101,7 +101,7 @@ fn forget_parts(tx: &Tx<'_>, pusher: DeviceId) -> Result<(), Error> {
 }
 
 /// What is wrong with a push, whoever sent it; `None` if it can be looked at.
-fn unsound(tx: &Tx<'_>, batch: &Batch) -> Result<Option<&'static str>, Error> {
+fn unsound(tx: &Tx<'_>, pusher: DeviceId, batch: &Batch) -> Result<Option<&'static str>, Error> {
     let is_sealed = |entry: &Entry| match &entry.body {
         Body::Change(change) => entry.n.is_some() && change.outcome.is_none(),
         Body::Member { .. } => entry.n.is_some(),
@@ -135,6 +135,10 @@ fn unsound(tx: &Tx<'_>, batch: &Batch) -> Result<Option<&'static str>, Error> {
     let named = |device: DeviceId| {
         batch.entries.iter().any(|e| matches!(&e.body, Body::Member { device: d, .. } if *d == device))
     };
+    // Who leads takes what is pending there, even where it was forced to lead by a log that has yet to name anybody.
+    if tx.replica()?.device == Some(pusher) {
+        return Ok(None);
+    }
     for group in &batch.groups {
         // A member may carry what another one sealed, and its membership too.
         if !term::is_member(tx.conn, group.device)? && !named(group.device) {

@@ -423,8 +423,14 @@ impl Meeting<'_> {
         if !self.changes(field) {
             return now.clone();
         }
-        let Some(other) = self.writers(field).find(|written| !written.seen) else { return brought.clone() };
         let base = self.change.before.and_then(|before| before.get(field));
+        let Some(other) = self.writers(field).find(|written| !written.seen) else {
+            // What its author had put in before may have been refused: what this change itself put in counts.
+            let differs =
+                matches!(reducer, Reducer::Sum | Reducer::Union) && base.is_some_and(|base| base != now);
+            let reduced = if differs { reduce(reducer, base, now, brought) } else { None };
+            return reduced.unwrap_or_else(|| brought.clone());
+        };
         reduce(reducer, base, now, brought).unwrap_or_else(|| {
             // What is not of the reducer's kind is a plain value.
             if self.outranks(other) { brought.clone() } else { now.clone() }

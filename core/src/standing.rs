@@ -12,6 +12,7 @@ use crate::{
     entry::{Change, Decision, EntryKind, Group, Outcome, Shape},
     error::Error,
     id::{OriginSeq, Seq},
+    inject::{self, Safeguard},
     layout::{Layouts, RecordId, last_logged, said_as},
     log::{self, Sealed, changed_fields},
     model::Policy,
@@ -231,10 +232,14 @@ impl<'c> Known<'c> {
             "SELECT seq, kind, n, coalesce(rank, stamp), layout, fields, data FROM sync_entry
              WHERE model = ?1 AND record = ?2 AND seq > ?3 AND kind IN (1, 2) ORDER BY seq",
         )?;
+        let forgets = inject::is_off(Safeguard::Tombstone);
         let mut rows = statement.query(params![number, RecordId(&change.record), group.base.seq.0])?;
         while let Some(entry) = rows.next()? {
             let seq = Seq(entry.get(0)?);
             let (kind, layout): (i64, i64) = (entry.get(1)?, entry.get(4)?);
+            if forgets && kind == 2 {
+                continue;
+            }
             let by = lookup.writer(tx, seq, entry.get::<_, Option<u64>>(2)?, entry.get(3)?)?;
             let did = match (kind, entry.get_ref(5)?) {
                 (2, _) => Did::Delete,

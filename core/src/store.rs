@@ -23,6 +23,7 @@ use crate::{
     entry::Shape,
     error::Error,
     id::{DeviceId, LibraryId, Origin, OriginSeq, Position, Seq, Term},
+    inject::{self, Place},
     layout::Numbers,
     log::{read_run, term_at},
     model::{ModelDescriptor, Recorder},
@@ -223,6 +224,8 @@ pub(crate) struct Store {
     /// A transaction was begun ahead.
     begun: bool,
     world: Arc<dyn World>,
+    #[cfg(feature = "testing")]
+    synced: u64,
 }
 
 /// One transaction of the engine.
@@ -259,6 +262,8 @@ impl Store {
             numbers: Numbers::default(),
             begun: false,
             world,
+            #[cfg(feature = "testing")]
+            synced: 0,
         };
         store.install()?;
         Ok(store)
@@ -272,6 +277,7 @@ impl Store {
         self.in_transaction(|tx| capture::install(tx.conn, &models))?;
         let tables: Vec<&str> = self.models.iter().map(|m| m.descriptor.table.as_str()).collect();
         self.foreign_triggers = capture::has_foreign_triggers(&self.conn, &tables)?;
+        self.foreign_triggers |= inject::is_off(inject::Safeguard::Suppression);
         self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, self.foreign_triggers)?;
         self.load_captured()?;
         for model in &mut self.models {
@@ -337,10 +343,10 @@ impl Store {
     ///
     /// # Errors
     /// The step's; before it, that the schema was changed and no longer carries the models.
-    pub(crate) fn transaction<T>(
-        &mut self,
-        step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+    pub(crate) fn transaction<T, S>(&mut self, step: S) -> Result<T, Error>
+    where
+        S: FnOnce(&mut Tx<'_>) -> Result<T, Error>,
+    {
         // Looked at where it cannot change any more, and costs no transaction of its own.
         self.begin()?;
         if self.has_other_schema()? {
@@ -374,7 +380,10 @@ impl Store {
         done
     }
 
-    fn in_transaction<T>(&mut self, step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>) -> Result<T, Error> {
+    fn in_transaction<T, S>(&mut self, step: S) -> Result<T, Error>
+    where
+        S: FnOnce(&mut Tx<'_>) -> Result<T, Error>,
+    {
         self.begin()?;
         self.finish(step)
     }
@@ -417,7 +426,11 @@ impl Store {
     }
 
     /// Runs the step in the transaction that is open, and ends it.
-    fn finish<T>(&mut self, step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>) -> Result<T, Error> {
+    fn finish<T, S>(&mut self, step: S) -> Result<T, Error>
+    where
+        S: FnOnce(&mut Tx<'_>) -> Result<T, Error>,
+    {
+        let name = std::any::type_name::<S>();
         let minted = self.minted;
         let mut tx = Tx {
             conn: &self.conn,
@@ -429,7 +442,9 @@ impl Store {
             world: &*self.world,
         };
         let done = step(&mut tx).and_then(|value| {
+            inject::crash_point(name, Place::BeforeCommit);
             self.conn.prepare_cached("COMMIT")?.execute([])?;
+            inject::crash_point(name, Place::AfterCommit);
             self.checkpointer.after_commit(&self.conn);
             Ok(value)
         });
@@ -446,10 +461,30 @@ impl Store {
         if self.wal.is_none() {
             self.wal = Some(open_log(&self.path)?);
         }
-        match &self.wal {
-            Some(wal) => wal.sync_data().map_err(|e| log_error("syncing", &self.path, e)),
-            None => Ok(()),
+        let Some(wal) = &self.wal else { return Ok(()) };
+        wal.sync_data().map_err(|e| log_error("syncing", &self.path, e))?;
+        #[cfg(feature = "testing")]
+        {
+            self.synced = wal.metadata().map_err(|e| log_error("looking at", &self.path, e))?.len();
         }
+        inject::crash_point("sync", Place::AfterSync);
+        Ok(())
+    }
+
+    /// Bytes of the write-ahead log that a power failure leaves, as [`Store::sync`] was last called.
+    #[cfg(feature = "testing")]
+    pub(crate) fn synced(&mut self) -> &mut u64 {
+        &mut self.synced
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn minted(&self) -> Option<Minted> {
+        self.minted
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn set_minted(&mut self, minted: Option<Minted>) {
+        self.minted = minted;
     }
 
     /// Whether nothing waits to be sealed.

@@ -27,6 +27,8 @@
 //! # }
 //! ```
 
+pub mod replica;
+
 use std::{sync::Arc, time::Duration};
 
 use sea_orm::{ConnectionTrait, EntityTrait, Schema, TryIntoModel};

@@ -22,6 +22,7 @@ use crate::{
     entry::{Body, Change, Decision, EntryKind},
     error::Error,
     id::{Origin, OriginSeq, Position, Seq, Term},
+    inject::{self, Safeguard},
     layout::{Layouts, Numbered, RecordId, logged_before, read_record},
     log::{self, LogReader},
     overlay, pending, seal,
@@ -31,6 +32,10 @@ use crate::{
 /// Entries that one transaction takes back, unless one group has more; and pending changes whose base one looks at. Some
 /// 50 ms of holding the database's one writer.
 pub(crate) const CHUNK: u64 = 2048;
+
+fn chunk() -> u64 {
+    CHUNK.min(inject::batch_entries() as u64)
+}
 
 /// An unwinding under way. What it remembers from chunk to chunk makes it quick; all that counts is in the database.
 #[derive(Clone, Debug)]
@@ -105,7 +110,7 @@ impl Unwinding {
         let waiting: Vec<(i64, u64, String)> = tx
             .conn
             .prepare_cached(WAITING)?
-            .query_map(params![self.mapped, self.common.0, CHUNK], |row| {
+            .query_map(params![self.mapped, self.common.0, chunk()], |row| {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?))
             })?
             .collect::<Result<_, _>>()?;
@@ -120,7 +125,7 @@ impl Unwinding {
                     .execute(params![id, mapping.base.0, mapping.base.1, seen])?;
             }
         }
-        let all = (waiting.len() as u64) < CHUNK;
+        let all = (waiting.len() as u64) < chunk();
         if all {
             let last: Option<i64> = tx
                 .conn
@@ -135,7 +140,7 @@ impl Unwinding {
 /// Down to where the next chunk goes: between groups, and not below the floor; `None` where it would have to.
 fn bottom(tx: &Tx<'_>, replica: &Replica, common: Seq) -> Result<Option<Seq>, Error> {
     let top = replica.top.seq;
-    let aim = common.max(Seq(top.0.saturating_sub(CHUNK)));
+    let aim = common.max(Seq(top.0.saturating_sub(chunk())));
     let bottom = match group_across(tx, aim)? {
         Some((_, last)) if last < top.0 => Seq(last),
         Some((first, _)) => Seq(first - 1),
@@ -395,6 +400,9 @@ impl<'m> Back<'m> {
         seq: Seq,
         kept: &Kept,
     ) -> Result<(), Error> {
+        if inject::is_off(Safeguard::TailRequeue) {
+            return Ok(());
+        }
         let n: u64 = row.get::<_, Option<u64>>(2)?.ok_or_else(|| damaged(seq, "number"))?;
         // No higher than its stamp: by that it is found when the log shows it again.
         self.id = (self.id - 1).min(row.get(10)?);

@@ -11,6 +11,7 @@ pub mod devices;
 pub mod dice;
 pub mod file_manager;
 pub mod scene;
+pub mod sim;
 pub mod small;
 pub mod trio;
 

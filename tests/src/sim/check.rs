@@ -1,0 +1,563 @@
+//! Checks: what must hold, whatever happens. After every event of what it touched, of everything now and then, and at the
+//! end, when everything was mended.
+//!
+//! | invariant | says |
+//! |---|---|
+//! | `order` | who holds the same position holds the same entry and the same before it; in a term only its device appends |
+//! | `fencing` | nobody goes back behind a term that it has shown |
+//! | `positions` | a log becomes shorter only where that is said |
+//! | `stable` | what all had confirmed stays, unless a database was replaced |
+//! | `captured` | a seal makes of what was committed what it must, and of nothing nothing |
+//! | `once` | no change is twice in a log |
+//! | `kept` | an entry holds its author's values; no step drops the last copy of a change |
+//! | `conflicts` | there is a conflict where two had not seen each other, and nowhere else |
+//! | `deleted` | what was deleted comes back only knowingly |
+//! | `fold` | the tables are the log's fold with what is pending laid over it |
+//! | `references` | every foreign key refers to something |
+//! | `totals` | what adds up adds up |
+//! | `level` | once all is well, all devices become the same |
+//! | `step` | no step fails |
+
+use std::hash::Hasher;
+
+use tidelog::{
+    id::{DeviceId, Incarnation, Term},
+    testing::replica::Replica,
+};
+
+use super::{
+    Broken, Device, Done, Known, ROUNDS_MAX, Simulation, View, failed,
+    mirror::{self, Entry, Pending, Rows},
+    oracle::Set,
+    workload::{TABLES, TOTAL, Table},
+};
+
+fn sql(of: usize) -> impl Fn(rusqlite::Error) -> Broken {
+    move |error| Broken::new("step", format!("reading device {of}: {error}"))
+}
+
+impl Simulation {
+    /// Looks at a device after something has happened there.
+    pub(super) fn observe(&mut self, of: usize) -> Done {
+        let (Some(app), Some(_)) = (&self.devices[of].app, &self.devices[of].replica) else { return Ok(()) };
+        let outbox = mirror::outbox(app).map_err(sql(of))?;
+        let pending = mirror::pending(app).map_err(sql(of))?;
+        let may_lose = std::mem::take(&mut self.views[of].may_lose);
+        let may_shorten = std::mem::take(&mut self.views[of].may_shorten);
+        self.cut_back(of, may_lose || may_shorten)?;
+        let app = self.devices[of].app.as_ref().expect("it is up");
+        let entries = mirror::entries(app, self.views[of].log.len() as u64).map_err(sql(of))?;
+        self.check_seal(of, &outbox, &pending, &entries)?;
+        for entry in entries {
+            self.take_entry(of, entry)?;
+        }
+        self.check_held(of, pending, may_lose)?;
+        self.check_standing(of)?;
+        self.check_references(of)?;
+        if outbox.is_empty() {
+            self.check_tables(of)?;
+        }
+        self.devices[of].step(Replica::checkpoint).map_err(|e| failed(of, "a checkpoint", &e))?;
+        Ok(())
+    }
+
+    /// Forgets entries that the log does not hold any more.
+    fn cut_back(&mut self, of: usize, may_shorten: bool) -> Done {
+        let app = self.devices[of].app.as_ref().expect("it is up");
+        let view = &mut self.views[of];
+        let before = view.log.len();
+        while let Some(last) = view.log.last() {
+            if mirror::term_at(app, last.seq).map_err(sql(of))?.as_ref() == Some(&last.term) {
+                break;
+            }
+            if self.stable.get(last.seq as usize - 1) == Some(&last.digest) && !self.is_restored {
+                let text = format!("device {of} has lost entry {}, which all had confirmed", last.seq);
+                return Err(Broken::new("stable", text));
+            }
+            view.log.pop();
+            view.causes.pop();
+        }
+        if view.log.len() < before {
+            if !may_shorten {
+                let text = format!("device {of} had {before} entries and has {}", view.log.len());
+                return Err(Broken::new("positions", text));
+            }
+            self.counters.count("log: became shorter");
+            view.logged = Set::default();
+            for (entry, cause) in view.log.iter().zip(&view.causes) {
+                if entry.n.is_some()
+                    && let Some(id) = *cause
+                {
+                    view.logged.insert(id);
+                }
+            }
+            view.folded = mirror::fold(&view.log);
+        }
+        Ok(())
+    }
+
+    /// What was sealed is what was committed.
+    fn check_seal(&mut self, of: usize, outbox: &[String], pending: &[Pending], entries: &[Entry]) -> Done {
+        if !outbox.is_empty() {
+            return Ok(());
+        }
+        if !self.oracle.is_waiting(of) {
+            return Ok(());
+        }
+        for change in self.oracle.seal(of) {
+            let name = &change.name;
+            let is_it = |actor: &Option<String>, record: Option<&mirror::Record>| {
+                actor.as_ref() == Some(&name.0) && record == Some(&name.1)
+            };
+            let in_pending = pending.iter().find(|p| is_it(&p.actor, Some(&p.record))).map(|p| &p.authored);
+            let in_entries = entries
+                .iter()
+                .find(|e| e.n.is_some() && is_it(&e.actor, e.record.as_ref()))
+                .map(|e| &e.authored);
+            match in_pending.or(in_entries) {
+                Some(sealed) if *sealed == change.authored => {}
+                sealed => {
+                    let text = format!(
+                        "device {of} committed {:?} {} and sealed {sealed:?}, not {:?}",
+                        name.0,
+                        record_name(&name.1),
+                        change.authored
+                    );
+                    return Err(Broken::new("captured", text));
+                }
+            }
+            self.oracle.register(change);
+        }
+        Ok(())
+    }
+
+    fn take_entry(&mut self, of: usize, entry: Entry) -> Done {
+        let view = &self.views[of];
+        let before = view.log.last().map_or(String::new(), |last| last.term.clone());
+        let here = format!("entry {} on device {of}, of term {}", entry.seq, entry.term);
+        if entry.seq != view.log.len() as u64 + 1 {
+            return Err(Broken::new("order", format!("{here} follows on {}", view.log.len())));
+        }
+        self.trace.write_u64(entry.digest);
+        let key = (entry.term.clone(), entry.seq);
+        let is_new = match self.entries.get(&key) {
+            Some(known) if known.digest == entry.digest && known.before == before => false,
+            Some(known) => {
+                let text = format!(
+                    "{here} is another elsewhere, or follows on {before} and not on {}",
+                    known.before
+                );
+                return Err(Broken::new("order", text));
+            }
+            None => {
+                if entry.term.split('/').nth(1) != Some(Device::key(of).to_string().as_str()) {
+                    return Err(Broken::new("order", format!("{here} was appended by another device")));
+                }
+                if term_of(&entry.term) < self.views[of].shown {
+                    let text = format!("{here} was appended after {:?} was shown", self.views[of].shown);
+                    return Err(Broken::new("fencing", text));
+                }
+                self.entries.insert(key, Known { digest: entry.digest, before });
+                true
+            }
+        };
+        let cause = self.cause_of(of, &entry, &here)?;
+        if is_new && let Some(id) = cause {
+            self.check_decision(of, &entry, id, &here)?;
+        }
+        let view = &mut self.views[of];
+        if entry.n.is_some()
+            && let Some(id) = cause
+            && !view.logged.insert(id)
+        {
+            let name = &self.oracle.changes[id].name;
+            let text = format!("{here} is {} {} once more", name.0, record_name(&name.1));
+            return Err(Broken::new("once", text));
+        }
+        if entry.device.as_deref() != Some(Device::key(of).to_string().as_str())
+            && view.pending.iter().any(|p| Some(&p.record) == entry.record.as_ref())
+        {
+            self.counters.count("pending: under a pulled entry");
+        }
+        mirror::lay(&mut view.folded, &entry);
+        view.log.push(entry);
+        view.causes.push(cause);
+        Ok(())
+    }
+
+    /// The change behind an entry: its own, or the one whose cascade it is.
+    fn cause_of(&self, of: usize, entry: &Entry, here: &str) -> Done<Option<usize>> {
+        if entry.record.is_none() {
+            return Ok(None);
+        }
+        if entry.n.is_none() {
+            let view = &self.views[of];
+            let of_group = view.log.last().is_some_and(|last| last.group == entry.group);
+            return Ok(view.causes.last().copied().flatten().filter(|_| of_group));
+        }
+        let Some(id) = self.oracle.find(entry.actor.as_ref(), entry.record.as_ref()) else {
+            let text = format!("{here} is a change that nobody made: {entry:?}");
+            return Err(Broken::new("captured", text));
+        };
+        Ok(Some(id))
+    }
+
+    /// What the leader made of a change.
+    fn check_decision(&mut self, of: usize, entry: &Entry, id: usize, here: &str) -> Done {
+        let (view, change) = (&self.views[of], &self.oracle.changes[id]);
+        let name = format!("{} {}", change.name.0, record_name(&change.name.1));
+        if entry.n.is_none() {
+            self.counters.count("entry: derived");
+            return Ok(());
+        }
+        if entry.authored != change.authored {
+            let text = format!("{here} holds of {name} {:?}, not {:?}", entry.authored, change.authored);
+            return Err(Broken::new("kept", text));
+        }
+        let is_conflict = !entry.conflicts.is_empty();
+        self.counters.count("entry: change");
+        if entry.is_dead {
+            self.counters.count("entry: refused");
+            return Ok(());
+        }
+        if is_conflict {
+            self.counters.count("entry: conflict");
+        }
+        if self.oracle.resurrects(&view.log, &view.causes, entry, id) {
+            return Err(Broken::new(
+                "deleted",
+                format!("{here}, {name}, brings back what it did not know was deleted"),
+            ));
+        }
+        // What stays with a record whose deletion did not stand is no conflict of its own.
+        let stays = entry.authored.row.is_none() && entry.effect.is_none() && is_conflict;
+        match self.oracle.is_contested(&view.log, &view.causes, entry, id) {
+            Some(contested) if contested != is_conflict && !stays => {
+                let text = format!(
+                    "{here}, {name}, {} a conflict, with {:?}; it is {entry:?}; the record before: {:?}",
+                    if contested { "must have" } else { "may not have" },
+                    entry.conflicts,
+                    view.log.iter().filter(|e| e.record == entry.record).collect::<Vec<_>>(),
+                );
+                Err(Broken::new("conflicts", text))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Nothing is dropped while nobody else has it.
+    fn check_held(&mut self, of: usize, pending: Vec<Pending>, may_lose: bool) -> Done {
+        let mut has = self.views[of].logged.clone();
+        for change in &pending {
+            if change.decides.is_some() {
+                continue;
+            }
+            let Some(id) = self.oracle.find(change.actor.as_ref(), Some(&change.record)) else {
+                let text = format!("device {of} has pending what nobody made: {change:?}");
+                return Err(Broken::new("captured", text));
+            };
+            if has.contains(id) {
+                let text = format!("device {of} has pending what its log shows: {change:?}");
+                return Err(Broken::new("once", text));
+            }
+            if change.authored != self.oracle.changes[id].authored {
+                return Err(Broken::new("kept", format!("device {of} has pending {change:?}")));
+            }
+            has.insert(id);
+            if change.is_blocked {
+                self.counters.count("pending: blocked");
+            }
+        }
+        for id in self.views[of].has.iter() {
+            let elsewhere = || (0..self.views.len()).any(|d| d != of && self.views[d].has.contains(id));
+            if !has.contains(id) && !may_lose && !elsewhere() {
+                let name = &self.oracle.changes[id].name;
+                let text =
+                    format!("device {of} has dropped {} {}, and nobody has it", name.0, record_name(&name.1));
+                return Err(Broken::new("kept", text));
+            }
+        }
+        let view = &mut self.views[of];
+        view.has = has;
+        view.pending = pending;
+        Ok(())
+    }
+
+    fn check_standing(&mut self, of: usize) -> Done {
+        let Some(replica) = &self.devices[of].replica else { return Ok(()) };
+        let standing = replica.standing().map_err(|e| failed(of, "looking", &e))?;
+        if Some(standing.max_seen) < self.views[of].shown {
+            let text = format!(
+                "device {of} has shown {:?} and is back at {}",
+                self.views[of].shown, standing.max_seen
+            );
+            return Err(Broken::new("fencing", text));
+        }
+        self.trace.write(format!("{standing:?}").as_bytes());
+        if standing.leads() {
+            let confirmed = replica.confirmed();
+            let all = confirmed.len() + 1 == self.devices.len();
+            let upto = confirmed.values().map(|position| position.seq.0).min().filter(|_| all).unwrap_or(0);
+            let upto = (upto as usize).min(self.views[of].log.len());
+            if upto > self.stable.len() {
+                self.stable = self.views[of].log[..upto].iter().map(|entry| entry.digest).collect();
+            }
+        }
+        Ok(())
+    }
+
+    fn check_references(&self, of: usize) -> Done {
+        let app = self.devices[of].app.as_ref().expect("it is up");
+        let mut statement = app.prepare_cached("PRAGMA foreign_key_check").map_err(sql(of))?;
+        let mut wrong = statement.query([]).map_err(sql(of))?;
+        if let Some(row) = wrong.next().map_err(sql(of))? {
+            let name = |column| row.get::<_, String>(column).map_err(sql(of));
+            let text = format!("device {of}: a row of {} refers to none of {}", name(0)?, name(2)?);
+            return Err(Broken::new("references", text));
+        }
+        Ok(())
+    }
+
+    /// The tables are the fold of the log, with what is pending over it.
+    fn check_tables(&mut self, of: usize) -> Done {
+        let app = self.devices[of].app.as_ref().expect("it is up");
+        let shown = mirror::tables(app).map_err(sql(of))?;
+        let view = &self.views[of];
+        let mut due = view.folded.clone();
+        let mut records: Vec<_> = view.pending.iter().map(|p| &p.record).collect();
+        records.sort_unstable();
+        records.dedup();
+        for record in records {
+            let layers: Vec<&Pending> = view.pending.iter().filter(|p| p.record == *record).collect();
+            let logged = view.folded.get(record);
+            if layers.iter().any(|p| p.is_blocked) {
+                // As the log has it, with what was written since; or gone where that would refer to nothing.
+                let since: Vec<&Pending> = layers.iter().copied().filter(|p| !p.is_blocked).collect();
+                let over = mirror::overlaid(&TABLES[record.0], logged, &since);
+                match shown.get(record).filter(|row| Some(*row) == logged || Some(*row) == over.as_ref()) {
+                    Some(row) => drop(due.insert(record.clone(), row.clone())),
+                    None if shown.contains_key(record) => {}
+                    None => drop(due.remove(record)),
+                }
+                continue;
+            }
+            match mirror::overlaid(&TABLES[record.0], logged, &layers) {
+                Some(row) => drop(due.insert(record.clone(), row)),
+                None => drop(due.remove(record)),
+            }
+        }
+        if shown != due {
+            return Err(Broken::new("fold", format!("device {of}: {}", difference(&shown, &due))));
+        }
+        check_total(of, &shown)
+    }
+
+    /// Everything, everywhere.
+    pub(super) fn check_all(&mut self) -> Done {
+        for of in 0..self.devices.len() {
+            let Some(app) = &self.devices[of].app else { continue };
+            let log = mirror::entries(app, 0).map_err(sql(of))?;
+            let view = &self.views[of];
+            let differs = |(a, b): &(&Entry, &Entry)| a.digest != b.digest || a.conflicts != b.conflicts;
+            let other = log.iter().zip(&view.log).find(differs);
+            if other.is_some() || log.len() != view.log.len() {
+                let text = format!("the log of device {of} was changed behind its top: {other:?}");
+                return Err(Broken::new("order", text));
+            }
+            if mirror::fold(&log) != view.folded {
+                return Err(Broken::new("fold", format!("the log of device {of} does not fold as it grew")));
+            }
+            let shown = mirror::tables(app).map_err(sql(of))?;
+            check_total(of, &shown)?;
+            self.check_sums(of)?;
+        }
+        Ok(())
+    }
+
+    /// What each account holds is what all transfers in the log come to, each once.
+    fn check_sums(&self, of: usize) -> Done {
+        let view = &self.views[of];
+        let mut sums = std::collections::BTreeMap::new();
+        for (entry, cause) in view.log.iter().zip(&view.causes) {
+            let (Some(record), Some(id)) = (&entry.record, cause) else { continue };
+            let Some(column) = TABLES[record.0].sum.filter(|_| entry.n.is_some() && !entry.is_dead) else {
+                continue;
+            };
+            let change = &self.oracle.changes[*id];
+            if let Some(row) = &change.authored.row {
+                let before = change.before.as_ref().map_or(0, |before| before[column].int());
+                *sums.entry(record.clone()).or_insert(0) += row[column].int() - before;
+            }
+        }
+        for (record, row) in &view.folded {
+            let Some(column) = TABLES[record.0].sum else { continue };
+            if sums.get(record) != Some(&row[column].int()) {
+                let text = format!(
+                    "{} on device {of} holds {:?}, not {:?}",
+                    record_name(record),
+                    row,
+                    sums.get(record)
+                );
+                return Err(Broken::new("totals", text));
+            }
+        }
+        Ok(())
+    }
+
+    /// All is well again: devices become level, and nothing that anybody had is missing.
+    pub(super) fn heal(&mut self) -> Done {
+        self.network.clear();
+        self.network.mend();
+        let count = self.devices.len();
+        for d in 0..count {
+            self.wake(d)?;
+            self.step(d, Replica::seal)?;
+            self.observe(d)?;
+        }
+        let mut wanted = Set::default();
+        for view in &self.views {
+            for id in view.has.iter() {
+                wanted.insert(id);
+            }
+        }
+        let mut rounds = 0;
+        while !self.is_level()? {
+            rounds += 1;
+            if rounds > ROUNDS_MAX {
+                return Err(Broken::new("level", self.how_all_stand()));
+            }
+            let leader = self.who_leads()?;
+            for d in 0..count {
+                self.round(d, leader)?;
+            }
+        }
+        self.counters.add("healing: rounds", rounds as u64);
+        self.check_all()?;
+        let first = &self.views[0];
+        let missing = wanted.iter().find(|&id| !first.logged.contains(id));
+        if let Some(id) = missing {
+            let name = &self.oracle.changes[id].name;
+            let text = format!("{} {} is in no log", name.0, record_name(&name.1));
+            return Err(Broken::new("kept", text));
+        }
+        let mut tables: Vec<Rows> = Vec::new();
+        for (of, device) in self.devices.iter().enumerate() {
+            if let Some(app) = &device.app {
+                tables.push(mirror::tables(app).map_err(sql(of))?);
+            }
+        }
+        for (of, other) in tables.iter().enumerate() {
+            if *other != tables[0] || *other != first.folded {
+                let text = format!("devices 0 and {of}: {}", difference(other, &tables[0]));
+                return Err(Broken::new("level", text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Who leads the highest term that anybody has seen; where nobody does, the one with the longest log takes over.
+    fn who_leads(&mut self) -> Done<usize> {
+        for _ in 0..=self.devices.len() {
+            let mut standings = Vec::new();
+            for d in 0..self.devices.len() {
+                if let Some(standing) = self.step(d, |replica| replica.standing())? {
+                    standings.push((standing, d));
+                }
+            }
+            let highest = standings.iter().map(|(s, _)| s.max_seen).max();
+            if let Some((_, d)) = standings.iter().find(|(s, _)| s.leads() && Some(s.max_seen) == highest) {
+                return Ok(*d);
+            }
+            // Who leads a lower one has yet to hear of it.
+            if let Some((_, d)) = standings.iter().find(|(s, _)| Some(s.max_seen) == highest) {
+                self.tell_others(*d)?;
+            }
+            let longest = standings.iter().max_by_key(|(s, d)| (s.max_seen.number, s.top, *d));
+            let Some((_, d)) = longest else { break };
+            self.take_over(*d)?;
+        }
+        Err(Broken::new("level", self.how_all_stand()))
+    }
+
+    fn is_level(&mut self) -> Done<bool> {
+        let digest = |view: &View| view.log.last().map(|last| (last.seq, last.digest));
+        let first = digest(&self.views[0]);
+        let same = self.views.iter().all(|view| digest(view) == first && view.pending.is_empty());
+        let waits = (0..self.devices.len()).any(|d| self.oracle.is_waiting(d));
+        Ok(same && first.is_some() && !waits)
+    }
+
+    /// Everything that is known of all devices, for who looks for a mistake.
+    pub fn tell_all(&self) {
+        for (d, view) in self.views.iter().enumerate() {
+            println!("device {d}");
+            if let Some(Ok(shown)) = self.devices[d].app.as_ref().map(mirror::tables) {
+                println!("  shows {}", difference(&shown, &view.folded));
+            }
+            for entry in &view.log {
+                let record = entry.record.as_ref().map(record_name);
+                println!(
+                    "  {} n {:?} {:?} {record:?} -> {:?} authored {:?} conflicts {:?} refused {:?}",
+                    entry.seq,
+                    entry.n,
+                    entry.actor,
+                    entry.effect,
+                    entry.authored,
+                    entry.conflicts,
+                    entry.refused
+                );
+            }
+            for pending in &view.pending {
+                println!("  pending {pending:?}");
+            }
+        }
+        for (id, change) in self.oracle.changes.iter().enumerate() {
+            println!(
+                "change {id} {} {} before {:?}",
+                change.name.0,
+                record_name(&change.name.1),
+                change.before
+            );
+        }
+    }
+
+    fn how_all_stand(&self) -> String {
+        let one = |(d, view): (usize, &View)| {
+            let standing = self.devices[d].replica.as_ref().map(|replica| replica.standing());
+            format!("device {d}: {standing:?}, {} entries, pending {:?}", view.log.len(), view.pending)
+        };
+        self.views.iter().enumerate().map(one).collect::<Vec<_>>().join("; ")
+    }
+}
+
+fn term_of(text: &str) -> Option<Term> {
+    let mut parts = text.split('/');
+    let (number, leader) = (parts.next()?.parse().ok()?, DeviceId::parse(parts.next()?)?);
+    let (counter, nonce) = (parts.next()?.parse().ok()?, parts.next()?.parse::<i64>().ok()? as u64);
+    Some(Term { number, leader, incarnation: Incarnation { counter, nonce } })
+}
+
+fn check_total(of: usize, shown: &Rows) -> Done {
+    let accounts = shown.iter().filter(|(record, _)| TABLES[record.0].sum.is_some());
+    let (count, total) = accounts.fold((0, 0), |(count, total), (record, row)| {
+        (count + 1, total + TABLES[record.0].sum.map_or(0, |column| row[column].int()))
+    });
+    if count > 0 && total != TOTAL {
+        return Err(Broken::new("totals", format!("{count} accounts on device {of} hold {total}")));
+    }
+    Ok(())
+}
+
+fn record_name(record: &mirror::Record) -> String {
+    let table: &Table = &TABLES[record.0];
+    format!("{} {}", table.name, record.1)
+}
+
+fn difference(shown: &Rows, due: &Rows) -> String {
+    let records = shown.keys().chain(due.keys().filter(|record| !shown.contains_key(*record)));
+    records
+        .filter(|record| shown.get(*record) != due.get(*record))
+        .map(|r| format!("{} shows {:?} and is to be {:?}", record_name(r), shown.get(r), due.get(r)))
+        .collect::<Vec<_>>()
+        .join("; ")
+}

@@ -1,0 +1,248 @@
+//! The simulator, over as many seeds as fit into the test command; `docs/simulator.md` says how to run it for longer.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a failure is a panic")]
+
+use std::time::{Duration, Instant};
+
+use tidelog::testing::replica::Safeguard;
+use tidelog_tests::sim::{
+    counters::Counters,
+    device::{self, Templates},
+    run::{self, Plan},
+    schedule::{
+        Event::{
+            self, BackUp, Batches, CopyTo, Deliver, Double, Inquire, LosePower, Push, Restore, Round, Seal,
+            Subscribe, TakeOver, Write,
+        },
+        Schedule,
+    },
+};
+
+/// How much happens under each seed.
+const EVENTS: usize = 300;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn whatever_happens_every_promise_is_kept() {
+    let plan = Plan {
+        first: number("TIDELOG_SIM_FIRST").unwrap_or(0),
+        seeds: number("TIDELOG_SIM_SEEDS").unwrap_or(500),
+        events: EVENTS,
+        lasts: number("TIDELOG_SIM_MINUTES").map(|minutes| Duration::from_secs(60 * minutes)),
+        surveys: std::env::var_os("TIDELOG_SIM_SURVEY").is_some(),
+        until: None,
+        without: None,
+        twice: 50,
+    };
+    let began = Instant::now();
+    let report = run::run(&plan);
+    println!("{}{} seeds in {:?}", report.counters, report.seeds, began.elapsed());
+    for failure in &report.failures {
+        println!("{failure}");
+    }
+    assert!(report.failures.is_empty(), "{} seeds failed", report.failures.len());
+    let missed: Vec<_> = SOMETIMES.iter().filter(|name| report.counters.of(name) == 0).collect();
+    assert!(plan.seeds < 100 || missed.is_empty(), "no seed came to {missed:?}");
+    let missed = never_cut_off(&report.counters);
+    assert!(plan.seeds < 500 || missed.is_empty(), "no crash ended {missed:?}");
+    let (changes, conflicts) = (report.counters.of("entry: change"), report.counters.of("entry: conflict"));
+    assert!(20 * conflicts >= changes, "of {changes} changes only {conflicts} were in conflict");
+}
+
+/// What some seed must come to, or the rest proves nothing about it.
+const SOMETIMES: [&str; 15] = [
+    "entry: conflict",
+    "entry: derived",
+    "entry: refused",
+    "event: set back",
+    "lead: granted",
+    "lead: reclaimed",
+    "lead: taken over",
+    "lead: taken over by two",
+    "log: became shorter",
+    "rejoin: with a tail",
+    "sent: grant",
+    "sent: push stopped, forked",
+    "pending: blocked",
+    "pending: under a pulled entry",
+    "power: commits were lost",
+];
+
+/// Places between two durable steps that are passed often, and at which nothing was ever cut off.
+fn never_cut_off(counters: &Counters) -> Vec<String> {
+    let passed = counters.beginning("passed: ").filter(|(_, count)| *count >= OFTEN);
+    let places = passed.map(|(name, _)| name.replace("passed: ", "crash: "));
+    places.filter(|place| counters.of(place) == 0).collect()
+}
+
+/// See [`never_cut_off`].
+const OFTEN: u64 = 2_000;
+
+/// Plays the seed that `TIDELOG_SIM_SEED` names; if it fails, once more as short as it can be, saying what happens.
+#[test]
+fn one_seed() {
+    let Some(seed) = number("TIDELOG_SIM_SEED") else { return };
+    let templates = Templates::make();
+    let plan = Plan {
+        first: seed,
+        seeds: 1,
+        events: EVENTS,
+        lasts: None,
+        surveys: false,
+        until: None,
+        without: None,
+        twice: 1,
+    };
+    let Err(failure) = run::play_seed(&templates, seed, &plan, &mut Counters::default()) else { return };
+    println!("{failure}");
+    let folder = device::folder();
+    let _ = run::replay(folder.path(), &templates, &failure.schedule);
+    panic!("seed {seed} failed");
+}
+
+/// Each safeguard, and the promise that is broken without it.
+const SAFEGUARDS: [(Safeguard, &str); 6] = [
+    (Safeguard::TermCheck, "fencing"),
+    (Safeguard::TailRequeue, "kept"),
+    (Safeguard::DuplicateCheck, "once"),
+    (Safeguard::OneTransaction, "fold"),
+    (Safeguard::Tombstone, "deleted"),
+    (Safeguard::Suppression, "captured"),
+];
+
+#[test]
+fn without_any_of_its_safeguards_a_promise_is_broken() {
+    let mut missed = Vec::new();
+    for (safeguard, invariant) in SAFEGUARDS {
+        let plan = Plan {
+            first: 0,
+            seeds: 300,
+            events: EVENTS,
+            lasts: None,
+            surveys: true,
+            until: Some(invariant),
+            without: Some(safeguard),
+            twice: 0,
+        };
+        let report = run::run(&plan);
+        let broken: Vec<_> = report.failures.iter().map(|failure| failure.broken.invariant).collect();
+        println!("without {safeguard:?}, {} seeds: {broken:?}", report.seeds);
+        if !broken.contains(&invariant) {
+            missed.push((safeguard, broken));
+        }
+    }
+    assert!(missed.is_empty(), "switched off, and what must break did not: {missed:?}");
+}
+
+/// Plays a schedule on which something was broken once.
+fn holds(seed: u64, devices: usize, events: &[Event]) {
+    let schedule = Schedule { seed, devices, events: events.to_vec() };
+    let folder = device::folder();
+    let played = run::replay(folder.path(), &Templates::make(), &schedule);
+    assert_eq!(played, Ok(()));
+}
+
+#[test]
+fn entries_that_are_there_already_are_found_the_same_however_the_log_is_cut_into_batches() {
+    holds(
+        57,
+        2,
+        &[Subscribe(1, 0), Deliver(1), Subscribe(1, 0), Deliver(1), Batches(2), Double(1), Deliver(1)],
+    );
+}
+
+#[test]
+fn a_leader_that_wrote_a_record_of_another_twice_in_one_seal_shows_what_the_log_has() {
+    holds(12, 2, &[Write(1, 182700112664), Round(1), Write(0, 761449805605), Write(0, 605998432891)]);
+}
+
+#[test]
+fn a_cascade_that_meets_restrict_refuses_what_it_came_of_and_nothing_else() {
+    let before = [Round(1), Write(1, 652750005873), Round(1), Write(0, 131502501914)];
+    holds(282, 2, &[&before[..], &[Write(1, 844869553098), Write(0, 287371270916)]].concat());
+}
+
+#[test]
+fn a_part_of_a_group_that_holds_only_what_cascades_made_is_read() {
+    let before = [Batches(3), Write(0, 820605393871), CopyTo(0, 1), Write(1, 295146898225)];
+    holds(396, 2, &[&before[..], &[Write(1, 939076142190), Write(0, 287608832741)]].concat());
+}
+
+#[test]
+fn what_a_refused_transfer_took_is_not_taken_by_the_next_one() {
+    holds(270, 2, &[Write(0, 847819431183), Round(1), Write(1, 887656157731), Write(1, 881080396012)]);
+}
+
+#[test]
+fn half_of_a_transfer_does_not_stand_behind_a_fork() {
+    let before = [Write(0, 1019840500828), BackUp(0), Write(0, 629364072447), Round(0), Round(1)];
+    holds(1084, 3, &[&before[..], &[Restore(0, true), Write(0, 773713362415)]].concat());
+}
+
+#[test]
+fn pushes_of_two_origins_that_arrive_the_other_way_round_are_taken_in_order() {
+    let events = [
+        Round(2),
+        Write(2, 60837801697),
+        Seal(2),
+        LosePower(0, 166609142467),
+        Push(2),
+        LosePower(2, 913410300669),
+        Deliver(577727846654),
+        Subscribe(2, usize::MAX),
+        Subscribe(2, usize::MAX),
+        Deliver(287746011933),
+        Deliver(461907170424),
+        Write(2, 630903362732),
+        Deliver(631888096471),
+        Push(2),
+        Deliver(619212359519),
+        Push(2),
+        Deliver(454347298078),
+        Deliver(373404068324),
+    ];
+    holds(235, 3, &events);
+}
+
+#[test]
+fn a_term_that_was_told_is_not_forgotten() {
+    let before = [Subscribe(2, 0), Deliver(1), Deliver(1), Round(3), LosePower(0, 933477007448), Round(2)];
+    holds(383, 4, &[&before[..], &[Subscribe(2, 3), Deliver(1), LosePower(3, 912762253795)]].concat());
+}
+
+#[test]
+fn what_was_pending_shows_no_more_when_the_log_settles_it_out_of_turn() {
+    let before = [Subscribe(2, usize::MAX), Round(0), Write(2, 872864029482), Write(0, 424537677700)];
+    holds(685, 3, &[&before[..], &[CopyTo(2, 1), Round(2), TakeOver(1)]].concat());
+}
+
+#[test]
+fn what_comes_into_a_folder_whose_deletion_is_pending_brings_it_back() {
+    let before = [Round(1), Write(1, 267031483892), Round(1)];
+    holds(12, 2, &[&before[..], &[Write(0, 128022708254), Write(1, 711784769213)]].concat());
+}
+
+#[test]
+fn what_is_pending_in_a_folder_that_goes_with_its_refusal_steps_out() {
+    let before = [Round(1), Batches(1), Write(1, 130878787236), Write(0, 683031816114), Round(0)];
+    holds(291, 2, &[&before[..], &[Write(1, 588603479381), Write(0, 1064592045991)]].concat());
+}
+
+#[test]
+fn what_an_unwinding_lays_over_again_refers_to_nothing_that_is_gone() {
+    let before = [Round(0), Write(0, 1049664944370), Round(1), Round(0), Write(1, 596833733871)];
+    holds(1201, 3, &[&before[..], &[Write(0, 849266005774), Round(2), Round(1), TakeOver(2)]].concat());
+}
+
+#[test]
+fn a_copy_that_is_forced_to_lead_takes_what_is_pending_in_it() {
+    let before = [Inquire(0, 1), Write(1, 1003402504796), Deliver(1), Subscribe(1, usize::MAX), Batches(1)];
+    holds(
+        106,
+        3,
+        &[&before[..], &[Deliver(1), Deliver(1), Deliver(1), Deliver(1), CopyTo(1, 0), TakeOver(0)]].concat(),
+    );
+}
