@@ -546,8 +546,10 @@ impl Simulation {
 
     /// Something that is cut off, and may lose power with it.
     fn crash_in(&mut self, of: usize, choice: u64) -> Done {
-        let (after, what) = ((choice % 9) as u32, choice / 9 % 6);
-        crash_after(Some(after));
+        let what = choice / 9 % 6;
+        // A round passes many places; what is confirmed at its end is to be cut off as often as what begins it.
+        let places = if what > 3 { 36 } else { 9 };
+        crash_after(Some((choice / 54 % places) as u32));
         let done = match what {
             0 => self.step(of, Replica::seal).map(drop).and_then(|()| self.observe(of)),
             1 => {
@@ -562,8 +564,8 @@ impl Simulation {
         };
         crash_after(None);
         done?;
-        if self.devices[of].replica.is_none() && (choice / 54).is_multiple_of(3) {
-            return self.lose_power(of, choice / 162);
+        if self.devices[of].replica.is_none() && (choice / 2000).is_multiple_of(3) {
+            return self.lose_power(of, choice / 6000);
         }
         self.wake(of)?;
         self.observe(of)
