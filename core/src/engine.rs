@@ -107,6 +107,11 @@ impl Pulse {
         }
     }
 
+    /// Whether something is pending on this device while it leads.
+    fn sequences(&self) -> bool {
+        self.leads && self.pending_ends.is_some()
+    }
+
     /// The term in which this device serves its log: as its leader, or having granted the lead to somebody who has yet to
     /// take it.
     pub(crate) fn serves(&self) -> Option<Term> {
@@ -314,6 +319,13 @@ impl Engine {
         }))
     }
 
+    /// Has what is pending on a leader sequenced, a batch at a time, so that other steps have their turn.
+    pub(crate) async fn sequence_pending(&self) -> Result<(), Error> {
+        let is_due = || self.pulse.borrow().sequences();
+        while is_due() && self.step(sequence::own_batch).await? {}
+        Ok(())
+    }
+
     /// Stops the engine behind the steps that wait, and waits for its thread to end.
     pub(crate) async fn stop(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -337,10 +349,11 @@ impl Drop for Engine {
 fn run(shared: &Mutex<Option<Driver>>, inbox: &Receiver<Command>, woken: &AtomicBool) {
     let _ending = Ending(shared);
     let mut seals = Seals { seen: None, dirty: true, not_before: Instant::now(), on: false };
-    let mut sequences = Instant::now();
+    let (mut sequences, mut sequencing) = (Instant::now(), false);
     loop {
         let rest = seals.not_before.saturating_duration_since(Instant::now());
         let wait = if seals.dirty && seals.on { rest.min(LOOK_EVERY) } else { LOOK_EVERY };
+        let wait = if sequencing { Duration::ZERO } else { wait };
         let command = match inbox.recv_timeout(wait) {
             Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             Ok(command) => Some(command),
@@ -353,7 +366,7 @@ fn run(shared: &Mutex<Option<Driver>>, inbox: &Receiver<Command>, woken: &Atomic
             step(driver);
         }
         driver.seal_if_due(&mut seals, woken);
-        driver.sequence_if_due(&mut sequences);
+        sequencing = driver.sequence_if_due(&mut sequences);
         driver.count_if_due();
     }
 }
@@ -423,21 +436,20 @@ impl Driver {
         };
     }
 
-    /// Takes what is pending on a leader, if there is anything.
-    fn sequence_if_due(&mut self, not_before: &mut Instant) {
-        let due = {
-            let pulse = self.pulse.borrow();
-            pulse.leads && pulse.pending_ends.is_some()
-        };
+    /// Takes a batch of what is pending on a leader, if there is anything. Whether there was.
+    fn sequence_if_due(&mut self, not_before: &mut Instant) -> bool {
+        let due = self.pulse.borrow().sequences();
         if !due || Instant::now() < *not_before {
-            return;
+            return false;
         }
-        let done = sequence::own(self).and_then(|_| self.publish_if_failed());
+        let done = sequence::own_batch(self).and_then(|_| self.publish_if_failed());
         if let Err(error) = done {
             tracing::warn!(%error, "what is pending was not sequenced, which will be tried again");
             self.pulse.send_modify(|pulse| pulse.error = Some(error.to_string()));
             *not_before = Instant::now() + RETRY_AFTER;
+            return false;
         }
+        true
     }
 
     /// One seal, made durable and told of. Whether more waits, and how long the writer was held. What nobody `told` of may be a commit of

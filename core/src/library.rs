@@ -436,6 +436,7 @@ impl Library {
     /// Waits until what is committed here now is in the leader's log, and this device has what that held; whether it is in
     /// there still.
     async fn is_level(&self) -> Result<bool, Error> {
+        self.inner.engine.sequence_pending().await?;
         let (leads, own, pending) = self
             .inner
             .engine
@@ -530,7 +531,7 @@ impl Library {
             node.stop().await;
             let sealed = self.inner.engine.step(|driver| {
                 driver.transaction(seal::seal_all)?;
-                sequence::own(driver)?;
+                sequence::own_batch(driver)?;
                 driver.publish()
             });
             if let Err(error) = sealed.await {

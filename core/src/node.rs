@@ -126,6 +126,12 @@ impl Shared {
         self.library.engine.step(step).await
     }
 
+    /// Sequences what is pending here and makes peers members, if this device leads.
+    pub(crate) async fn lead_on(&self) -> Result<(), Error> {
+        while !self.with_admission(reassign::lead_on).await? {}
+        Ok(())
+    }
+
     fn note_heard(&self, leader: DeviceId, top: Option<Position>) {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let before = heard.filter(|heard| heard.leader == leader).map(|heard| heard.top);
@@ -218,6 +224,7 @@ pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Re
     let precedence = Arc::clone(&shared.library.precedence);
     let started =
         shared.library.engine.step(move |driver| begin(driver, device, &peers, &precedence)).await?;
+    shared.lead_on().await?;
     let mut last_error = None;
     match started {
         Started::Leading(term) => tracing::info!(library = %shared.library.id, %term, "leading"),

@@ -46,7 +46,7 @@ pub(crate) struct Admission<'a> {
     pub(crate) precedence: &'a BTreeMap<DeviceId, u8>,
 }
 
-/// Takes the library over: opens the next number, durably, and sequences what is pending.
+/// Takes the library over: opens the next number, durably. To be followed by [`lead_on`] until that is all.
 pub(crate) fn take_over(driver: &mut Driver, admission: Admission<'_>) -> Result<Term, Error> {
     let term = driver.transaction(|tx| {
         seal::seal_all(tx)?;
@@ -131,15 +131,21 @@ fn open(tx: &mut Tx<'_>, number: u64) -> Result<Term, Error> {
 }
 
 /// What a device does once its term stands: it is durable before anybody hears of it (rule D), then what is pending is
-/// sequenced, then peers become members.
-pub(crate) fn lead_on(driver: &mut Driver, admission: Admission<'_>) -> Result<(), Error> {
+/// sequenced, then peers become members. A batch at a time, so that others have their turn: whether that was all.
+pub(crate) fn lead_on(driver: &mut Driver, admission: Admission<'_>) -> Result<bool, Error> {
     driver.publish()?;
-    sequence::own(driver)?;
-    driver.transaction(|tx| {
+    sequence::own_batch(driver)?;
+    let all = driver.transaction(|tx| {
+        let replica = tx.replica()?;
+        if replica.is_leader() && replica.has_pending {
+            return Ok(false);
+        }
         term::admit(tx, admission.peers, admission.precedence)?;
-        term::set_roles(tx, admission.precedence)
+        term::set_roles(tx, admission.precedence)?;
+        Ok(true)
     })?;
-    driver.publish()
+    driver.publish()?;
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -112,7 +112,8 @@ pub(crate) fn subscribe(
     precedence: &BTreeMap<DeviceId, u8>,
     asked: &Subscription,
 ) -> Result<Answer, Error> {
-    sequence::own(driver)?;
+    // Behind what is pending nobody is made a member.
+    sequence::own_batch(driver)?;
     let standing = driver.transaction(|tx| {
         // Membership first: nobody unknown moves a term here.
         if peer.is_configured {

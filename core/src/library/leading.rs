@@ -108,6 +108,7 @@ impl Library {
             }
         }
         let term = shared.with_admission(reassign::take_over).await?;
+        shared.lead_on().await?;
         tracing::warn!(library = %self.id(), %term, forced = options.force, "this device has taken the library over");
         self.shows_leading().await?;
         Ok(term)

@@ -59,7 +59,11 @@ async fn watch(shared: &Arc<Shared>, failover: Failover) {
         match verdict(shared, failover).await {
             Ok(Verdict::TakeOver) if !pulse.borrow().leads => {
                 tracing::warn!(library = %shared.library.id, ?unheard, "no leader is heard of: taking over");
-                if let Err(error) = shared.with_admission(reassign::take_over).await {
+                let led = match shared.with_admission(reassign::take_over).await {
+                    Ok(_) => shared.lead_on().await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = led {
                     tracing::warn!(library = %shared.library.id, %error, "taking over failed and will be tried again");
                     sleep(AGAIN).await;
                 }

@@ -234,6 +234,7 @@ async fn outrank(
     }
     if floor <= common && may_lead {
         let term = shared.with_admission(reassign::take_over).await?;
+        shared.lead_on().await?;
         tracing::warn!(library = %shared.library.id, %term, %leader, "this device leads instead of one whose log it cannot go back to");
         return Ok(None);
     }
@@ -469,6 +470,7 @@ impl Session<'_> {
         tracing::info!(library = %self.shared.library.id, %term, from = %self.following.peer, "the lead was handed over to this device");
         // Lost on the way, it is told in other ways.
         let _ = send(self.sender.as_mut(), &Message::Confirm { max_seen: term, position }).await;
+        self.shared.lead_on().await?;
         Ok(Some(End::NotLeader(None)))
     }
 

@@ -23,6 +23,9 @@ pub(super) async fn reclaim(shared: Arc<Shared>) {
             let led = shared.with_admission(reassign::reclaim).await;
             match led {
                 Ok(Some(term)) => {
+                    if let Err(error) = shared.lead_on().await {
+                        tracing::warn!(library = %shared.library.id, %error, "leading again was not completed, which the engine will");
+                    }
                     tracing::warn!(library = %shared.library.id, %term, ?granted, "nobody took the lead that was granted: leading again");
                 }
                 Ok(None) => {}

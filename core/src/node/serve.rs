@@ -333,6 +333,8 @@ async fn take_push(
         .await
         .map_err(|e| Error::Stopped { reason: e.to_string() })?
         .map_err(damaged)?;
+    // What is pending here goes first; others have their turn in between.
+    shared.library.engine.sequence_pending().await?;
     let push = Push { max_seen, position, batch, message };
     shared.library.engine.step(move |driver| serving::take_push(driver, pusher, lead, push)).await
 }
