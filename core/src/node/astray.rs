@@ -198,6 +198,7 @@ async fn a_follower_uses_nothing_of_what_it_cannot_read_and_goes_on_with_what_it
     };
     let ahead = |batch: &mut Batch| {
         batch.after = Position { term: term(1, 1), seq: Seq(7) };
+        (batch.entries[0].seq, batch.entries[1].seq) = (Seq(8), Seq(9));
         (batch.groups[0].first, batch.groups[0].last) = (Seq(9), Seq(9));
     };
     let mut cut = with(|_| {});
