@@ -215,12 +215,15 @@ impl Simulation {
             return Err(Broken::new("kept", text));
         }
         let is_conflict = !entry.conflicts.is_empty();
-        self.counters.count("entry: change");
+        // However often a rejoin brings it into a log.
+        if self.counted.0.insert(id) {
+            self.counters.count("entry: change");
+        }
         if entry.is_dead {
             self.counters.count("entry: refused");
             return Ok(());
         }
-        if is_conflict {
+        if is_conflict && self.counted.1.insert(id) {
             self.counters.count("entry: conflict");
         }
         if self.oracle.resurrects(&view.log, &view.causes, entry, id) {

@@ -94,6 +94,8 @@ pub struct Simulation {
     trace: Fnv,
     /// Some database has become another: what was stable may not be.
     is_restored: bool,
+    /// Changes that were counted, and those in conflict.
+    counted: (Set, Set),
     /// Entries that all devices had confirmed in one term, by seq: what they are.
     stable: Vec<u64>,
     /// What was reached.
@@ -147,6 +149,7 @@ impl Simulation {
             trace: Fnv::default(),
             is_restored: false,
             stable: Vec::new(),
+            counted: <(Set, Set)>::default(),
             counters: Counters::default(),
             is_loud: false,
         }
