@@ -113,7 +113,7 @@ impl Schedule {
         while events.len() < length {
             let d = dice.roll(devices as u64) as usize;
             let other = (d + 1 + dice.roll(devices as u64 - 1) as usize) % devices;
-            if dice.roll(10) < calm * 2 {
+            if dice.roll(20) < calm * 3 {
                 events.push(Event::Round(d));
                 continue;
             }
