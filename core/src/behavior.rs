@@ -402,6 +402,9 @@ impl<C: ColumnTrait> Plan<C> {
         M: Syncable,
         M::Entity: EntityTrait<Column = C>,
     {
+        if self.created_at.is_none() && self.updated_at.is_none() && self.soft_delete.is_none() {
+            return Ok(());
+        }
         let now = metadata::now();
         if insert {
             for column in self.created_at.into_iter().chain(self.updated_at) {

@@ -2,7 +2,7 @@
 //! cuts; processes that end anywhere and machines that lose power; and an [`oracle`] outside of it all that knows what must
 //! come of it. What it does with the code, `docs/simulator.md` tells; here is how.
 //!
-//! A [`Schedule`](schedule::Schedule) is what happens, made of a seed. [`Simulation`] lets it happen and looks after every
+//! A [`Schedule`] is what happens, made of a seed. [`Simulation`] lets it happen and looks after every
 //! event at what the event touched ([`check`]). The same schedule is the same simulation, to the bit: clocks, randomness and ids
 //! are the simulation's own, and nothing runs beside it.
 
