@@ -174,7 +174,8 @@ fn keep_forked(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, known: u64) 
     if kept.is_empty() { Ok(()) } else { seal::seal_changes(tx, kept) }
 }
 
-/// Takes a group but for its first `known` changes, or refuses all of them for a reason, going through it again for as long as that shows more that cannot be.
+/// Takes a group but for its first `known` changes, or refuses all of them for a reason, going through it again for as long
+/// as that shows more that cannot be.
 fn accept_group(
     tx: &mut Tx<'_>,
     pushed: &Pushed<'_>,
