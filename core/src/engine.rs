@@ -50,6 +50,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Steps that may wait for the engine; whoever asks for one more waits for a place.
 const STEPS_QUEUE: usize = 64;
 
+/// Steps that are run before it is looked again whether a seal is due.
+const STEPS_BEFORE_SEAL: usize = 8;
+
 /// What the engine tells of itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Pulse {
@@ -362,8 +365,17 @@ fn run(shared: &Mutex<Option<Driver>>, inbox: &Receiver<Command>, woken: &Atomic
         let mut driver = shared.lock().unwrap_or_else(PoisonError::into_inner);
         // Nobody's any more after a panic in a short step.
         let Some(driver) = driver.as_mut() else { break };
-        if let Some(Command::Step(step)) = command {
-            step(driver);
+        let mut taken = 0;
+        let mut next = command;
+        while let Some(command) = next {
+            match command {
+                Command::Step(step) => step(driver),
+                Command::Wake => {}
+                Command::Stop => return,
+            }
+            // A seal takes longer than most steps: those that wait have their turn before it.
+            taken += 1;
+            next = if taken < STEPS_BEFORE_SEAL { inbox.try_recv().ok() } else { None };
         }
         driver.seal_if_due(&mut seals, woken);
         sequencing = driver.sequence_if_due(&mut sequences);

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
 use tokio::sync::broadcast;
 
 use crate::{
@@ -14,7 +15,8 @@ use crate::{
     log,
     pending::{self, PushedUpTo},
     status::{AppliedChange, ChangeKind},
-    store, term,
+    store::{self, Model},
+    term,
     unwind::{Unwinding, Unwound},
     wire::{HISTORY_MAX, Message, PushStop, Unreadable},
 };
@@ -56,6 +58,8 @@ pub(crate) enum Heard {
     Applied(Position),
     /// A part of a large group is put aside.
     Staged,
+    /// The leader has what was pushed: to be told with [`Pushes::answered`].
+    Pushed,
     /// This device may lead next: to be tried with [`reassign::take_grant`](crate::reassign::take_grant).
     Granted { lead: Term, number: u64, position: Position },
     /// The entries met a constraint as they came: the same is to be done once more, where it need not be quick.
@@ -70,10 +74,61 @@ pub(crate) struct Following {
     pub(crate) peer: DeviceId,
     /// Its term, once that was found to be no lower than any that this device has seen.
     pub(crate) lead: Option<Term>,
-    /// What is pending and was pushed on this channel.
-    pushed: PushedUpTo,
-    /// Pushes that are not answered yet.
-    pub(crate) pushes: usize,
+    /// It has said where its log reaches, as only who serves this device does.
+    is_serving: bool,
+}
+
+/// What was pushed on one channel.
+#[derive(Clone, Debug)]
+pub(crate) struct Pushes {
+    upto: PushedUpTo,
+    unanswered: usize,
+}
+
+/// A push, to be sent when the log is durable (rule D), and what is pushed then.
+pub(crate) struct NextPush {
+    pub(crate) message: Message,
+    upto: PushedUpTo,
+}
+
+/// Pushes that may wait for an answer: what the leader is busy with while a large group is applied here. They are kept by
+/// neither side, but where the network has them.
+const PUSHES_AHEAD: usize = 4;
+
+impl Pushes {
+    /// Nothing was pushed.
+    pub(crate) const NONE: Self = Self { upto: PushedUpTo::NOTHING, unanswered: 0 };
+
+    /// Whether there is something to be pushed, which is pending up to the id `last`, and the leader keeps up with answering.
+    pub(crate) fn is_due(&self, last: i64) -> bool {
+        self.upto.id < last && self.unanswered < PUSHES_AHEAD
+    }
+
+    /// Reads the next push: what is pending behind what was pushed; `None` where there is nothing.
+    pub(crate) fn next(&self, conn: &Connection, models: &[Model]) -> Result<Option<NextPush>, Error> {
+        // What is pending, the log before it, and the term, as they were at one time.
+        let read = conn.unchecked_transaction()?;
+        let Some(replica) = store::replica(&read)? else { return Ok(None) };
+        let Some(push) = pending::read(&read, models, &self.upto)? else { return Ok(None) };
+        let message = Message::push(replica.max_seen, replica.top, &push.batch);
+        Ok(Some(NextPush { message, upto: PushedUpTo::after(&push) }))
+    }
+
+    /// It goes out now.
+    pub(crate) fn sent(&mut self, push: &NextPush) {
+        self.upto.clone_from(&push.upto);
+        self.unanswered += 1;
+    }
+
+    /// The leader has taken one; an end where there was none to take.
+    pub(crate) fn answered(&mut self, leader: DeviceId) -> Option<End> {
+        let Some(unanswered) = self.unanswered.checked_sub(1) else {
+            tracing::warn!(peer = %leader, "a leader answers a push that was not made");
+            return Some(End::Lost(format!("device {leader} does not keep to the protocol")));
+        };
+        self.unanswered = unanswered;
+        None
+    }
 }
 
 /// What begins a subscription.
@@ -273,7 +328,13 @@ fn apply_together(
 
 impl Following {
     pub(crate) fn of(peer: DeviceId) -> Self {
-        Self { peer, lead: None, pushed: PushedUpTo::NOTHING, pushes: 0 }
+        Self { peer, lead: None, is_serving: false }
+    }
+
+    /// Whether it takes what is pushed, as far as is known. Which of two terms is the higher is decided where pushes are taken:
+    /// they say what this device has seen.
+    pub(crate) fn takes_pushes(&self) -> bool {
+        self.is_serving || self.lead.is_some()
     }
 
     /// Why nothing is used of a message that names another leader than the device it came from; `None` if it is its
@@ -378,14 +439,12 @@ impl Following {
     /// What a message comes to for which nothing has to be looked up; `None` where it takes a step ([`Following::take`]).
     /// `older` are the runs that were not told of.
     pub(crate) fn take_at_once(&mut self, message: &Message, older: &mut Vec<Run>) -> Option<Heard> {
+        self.is_serving |= matches!(message, Message::Top { lead, .. } if lead.leader == self.peer);
         match message {
             Message::Top { lead, position, stable, answers, .. } if self.lead == Some(*lead) => {
                 Some(Heard::Top { position: *position, stable: *stable, answers: *answers })
             }
-            Message::Pushed { lead, .. } if self.lead == Some(*lead) && self.pushes > 0 => {
-                self.pushes -= 1;
-                Some(Heard::Nothing)
-            }
+            Message::Pushed { lead, .. } if self.lead == Some(*lead) => Some(Heard::Pushed),
             Message::MoreHistory => Some(Heard::Reply(more_history(older))),
             Message::Refused { reason } => {
                 tracing::warn!(peer = %self.peer, reason, "refused");
@@ -412,10 +471,7 @@ impl Following {
             Message::Top { lead, position, stable, answers, .. } => {
                 Ok(self.adopt(driver, lead)?.unwrap_or(Heard::Top { position, stable, answers }))
             }
-            Message::Pushed { lead, .. } if self.pushes > 0 => {
-                self.pushes -= 1;
-                Ok(self.adopt(driver, lead)?.unwrap_or(Heard::Nothing))
-            }
+            Message::Pushed { lead, .. } => Ok(self.adopt(driver, lead)?.unwrap_or(Heard::Pushed)),
             Message::NotLeader { max_seen, leader } => {
                 // Whoever may be asked for the leader's log may tell of a leader.
                 driver.transaction(|tx| term::adopt(tx, max_seen))?;
@@ -447,24 +503,6 @@ impl Following {
         }
         self.lead = Some(lead);
         Ok(None)
-    }
-
-    /// The next push: what is pending behind what was pushed on this channel; `None` where there is nothing.
-    pub(crate) fn next_push(&mut self, driver: &mut Driver) -> Result<Option<Message>, Error> {
-        let Some(max_seen) = self.lead else { return Ok(None) };
-        // What is told of is durable first (rule D).
-        driver.store.sync()?;
-        let conn = driver.store.connection();
-        let Some(push) = pending::read(conn, driver.store.models(), &self.pushed)? else { return Ok(None) };
-        let position = store::top(conn)?;
-        self.pushed = PushedUpTo::after(&push);
-        self.pushes += 1;
-        Ok(Some(Message::push(max_seen, position, &push.batch)))
-    }
-
-    /// Whether all that is pending up to this id was pushed.
-    pub(crate) fn has_pushed(&self, last: i64) -> bool {
-        self.pushed.id >= last
     }
 
     fn push_stopped(&self, driver: &mut Driver, why: PushStop) -> Result<End, Error> {

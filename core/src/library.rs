@@ -29,7 +29,7 @@ use crate::{
     node::{self, Node, Readers},
     seal, sequence,
     status::{AppliedChange, Link, Role, Status},
-    store::{self, Model, Replica, Store},
+    store::{self, Model, Store},
     term::{self, Entrance},
     transport::SharedTransport,
     world::{Machine, World},
@@ -376,27 +376,14 @@ impl Library {
         };
         self.inner.engine.step(|driver| driver.transaction(adopt::refuse_unadopted)).await?;
         self.inner.status.send_modify(|status| status.unadopted = 0);
-        self.seal_backlog(transport.device()).await?;
         let node = node::start(Arc::clone(&self.inner), transport).await?;
+        // It is pushed as it is sealed; what comes is applied behind it.
+        if let Err(error) = node.shared().seal_backlog().await {
+            node.stop().await;
+            return Err(error);
+        }
         *lock_node(&self.inner.node) = Some(node);
         Ok(())
-    }
-
-    /// Seals what a follower has captured since it was last started, as after an adoption, seal by seal: otherwise it
-    /// would all be sealed within the first transaction that applies something. A leader cannot before it has its term.
-    async fn seal_backlog(&self, device: DeviceId) -> Result<(), Error> {
-        let follows = move |replica: &Replica| replica.device == Some(device) && replica.lead.is_none();
-        loop {
-            let sealed = self.inner.engine.step(move |driver| {
-                driver.transaction(|tx| match follows(&tx.replica()?) {
-                    true => Ok(seal::seal(tx)?.more),
-                    false => Ok(false),
-                })
-            });
-            if !sealed.await? {
-                return Ok(());
-            }
-        }
     }
 
     /// The library's status, now and whenever it changes.

@@ -132,6 +132,13 @@ impl Shared {
         Ok(())
     }
 
+    /// Seals what was captured while this device was not started, seal by seal: otherwise it would all be sealed within the
+    /// first transaction that applies something.
+    pub(crate) async fn seal_backlog(&self) -> Result<(), Error> {
+        while self.library.engine.step(|driver| driver.round(true)).await?.0 {}
+        Ok(())
+    }
+
     fn note_heard(&self, leader: DeviceId, top: Option<Position>) {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let before = heard.filter(|heard| heard.leader == leader).map(|heard| heard.top);
@@ -200,17 +207,18 @@ impl Shared {
     }
 }
 
-/// Starts the replica as `device`, with these members if it leads, and sealing.
+/// Starts the replica as `device`, with these members if it leads, and sealing. Whether more is pending than a leader takes
+/// at once, so that it is to go on with [`Shared::lead_on`].
 pub(crate) fn begin(
     driver: &mut Driver,
     device: DeviceId,
     peers: &[DeviceId],
     precedence: &BTreeMap<DeviceId, u8>,
-) -> Result<Started, Error> {
+) -> Result<(Started, bool), Error> {
     let started = driver.transaction(|tx| term::start(tx, device, precedence))?;
     driver.begin_sealing();
-    reassign::lead_on(driver, Admission { peers, precedence })?;
-    Ok(started)
+    let leads_on = !reassign::lead_on(driver, Admission { peers, precedence })?;
+    Ok((started, leads_on))
 }
 
 /// Starts the tasks.
@@ -222,9 +230,11 @@ pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Re
     let incoming = shared.transport.listen(shared.library.id)?;
     let peers = shared.peers();
     let precedence = Arc::clone(&shared.library.precedence);
-    let started =
-        shared.library.engine.step(move |driver| begin(driver, device, &peers, &precedence)).await?;
-    shared.lead_on().await?;
+    let begin = move |driver: &mut Driver| begin(driver, device, &peers, &precedence);
+    let (started, leads_on) = shared.library.engine.step(begin).await?;
+    if leads_on {
+        shared.lead_on().await?;
+    }
     let mut last_error = None;
     match started {
         Started::Leading(term) => tracing::info!(library = %shared.library.id, %term, "leading"),

@@ -137,7 +137,7 @@ impl Layer {
     fn lay(&self, tx: &Tx<'_>, image: &mut Change) -> Result<(), Error> {
         let row = self.shape.read_row(self.kind, &self.data)?;
         let before = match &self.before {
-            Some(before) => Some(self.shape.read_row(EntryKind::Upsert, before)?),
+            Some(before) => Some(pending::read_before(&self.shape, before, &row, self.fields.as_deref())?),
             None => None,
         };
         let model = tx.models.iter().find(|m| m.descriptor.id == self.shape.model);

@@ -5,13 +5,15 @@ use std::{collections::HashMap, sync::Arc};
 use rusqlite::{Connection, Row, params};
 
 use crate::{
-    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Shape},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     inject,
     layout::{Layouts, read_record},
     log::{self, BATCH_BYTES, entry_size, group_size},
+    seal,
     store::{Model, Tx},
+    value::{self, Value},
 };
 
 /// Pending changes behind an id, in order, with what their groups share.
@@ -318,6 +320,46 @@ pub(crate) fn is_change(row: &Row<'_>) -> Result<bool, Error> {
     Ok(row.get::<_, i64>(at::KIND)? != EntryKind::Member as i64)
 }
 
+/// How a pending change keeps what was before it: an update what the fields that it changed held, for the rest is in its
+/// row; anything else the whole row.
+pub(crate) fn before_text(change: &Change) -> Option<String> {
+    let Some(old) = change.old_values().filter(|_| change.kind == EntryKind::Upsert) else {
+        return change.before.as_ref().map(|row| seal::row_text(change, EntryKind::Upsert, row));
+    };
+    let uuids = changed_uuids(&change.shape, change.fields.as_deref().unwrap_or_default());
+    let mut text = String::from(OLD);
+    value::write_array(old.zip(uuids), &mut text);
+    text.push('}');
+    Some(text)
+}
+
+const OLD: &str = "{\"old\":";
+
+fn changed_uuids(shape: &Shape, fields: &[u16]) -> Vec<bool> {
+    fields.iter().map(|&f| shape.uuids.get(usize::from(f)).copied().unwrap_or(false)).collect()
+}
+
+/// Reads [`before_text`] back: the whole row before a change to `row` that changed these fields.
+pub(crate) fn read_before(
+    shape: &Shape,
+    text: &str,
+    row: &[Value],
+    fields: Option<&[u16]>,
+) -> Result<Vec<Value>, Error> {
+    let Some(old) = text.strip_prefix(OLD).and_then(|old| old.strip_suffix('}')) else {
+        return shape.read_row(EntryKind::Upsert, text);
+    };
+    let damaged = |e: String| Error::Damaged(format!("old values of model `{}`: {e}", shape.model));
+    let fields = fields.unwrap_or_default();
+    let mut before = row.to_vec();
+    for (&field, value) in
+        fields.iter().zip(value::read_array(old, &changed_uuids(shape, fields)).map_err(damaged)?)
+    {
+        before[usize::from(field)] = value;
+    }
+    Ok(before)
+}
+
 /// A change as its author sealed it.
 pub(crate) fn read_change(
     conn: &Connection,
@@ -335,7 +377,7 @@ pub(crate) fn read_change(
         None => None,
     };
     let before = match row.get::<_, Option<String>>(at::BEFORE)? {
-        Some(before) => Some(shape.read_row(EntryKind::Upsert, &before)?),
+        Some(before) => Some(read_before(&shape, &before, &values, fields.as_deref())?),
         None => None,
     };
     Ok(Change {

@@ -525,7 +525,7 @@ impl<'c> Sink<'c> {
                 layout,
                 fields,
                 row_text(change, change.kind, &change.row),
-                change.before.as_ref().map(|row| row_text(change, EntryKind::Upsert, row)),
+                pending::before_text(change),
                 change.mark,
                 change.actor,
                 priority,

@@ -346,7 +346,7 @@ impl<'m> Back<'m> {
             kind: change.kind as i64,
             fields: change.fields.as_ref().map(names),
             data: Some(seal::row_text(&change, change.kind, &change.row)),
-            before: change.before.as_ref().map(|row| seal::row_text(&change, EntryKind::Upsert, row)),
+            before: pending::before_text(&change),
         })
     }
 

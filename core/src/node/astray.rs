@@ -412,8 +412,14 @@ async fn a_position_that_no_follower_can_have_is_not_believed() {
     ] {
         let mut channel = soon("a channel", bench.mine.open(LEADER, bench.library.id())).await.unwrap();
         channel.sender.send(subscribe.encode()).await.unwrap();
-        let first = soon("entries", channel.receiver.receive()).await.unwrap().unwrap();
-        let Ok(Message::Entries { lead, top, .. }) = Message::decode(&first) else { panic!("no entries") };
+        let (lead, top) = loop {
+            let bytes = soon("entries", channel.receiver.receive()).await.unwrap().unwrap();
+            match Message::decode(&bytes) {
+                Ok(Message::Entries { lead, top, .. }) => break (lead, top),
+                Ok(Message::Top { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        };
         // What it can have is.
         channel.sender.send(Message::Confirm { max_seen: lead, position: top }.encode()).await.unwrap();
         bench.shows(|s| s.followers.iter().any(|f| f.confirmed == top)).await;

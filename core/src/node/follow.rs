@@ -4,9 +4,10 @@
 //! channel is read and unpacked on a task of its own, a batch ahead of the one that is being applied. What was
 //! applied is confirmed when it is durable, at most every [`CONFIRM_EVERY`].
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{pin::pin, sync::Arc, thread, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use rusqlite::Connection;
 use tokio::{
     sync::{
         broadcast,
@@ -22,11 +23,12 @@ use crate::{
     engine::{Driver, Pulse},
     entry::Run,
     error::Error,
-    following::{self, Begun, End, Following, Heard, Received, Unpacked},
+    following::{self, Begun, End, Following, Heard, NextPush, Pushes, Received, Unpacked},
     id::{DeviceId, Position, Seq, Term},
     reassign::{self, Admission, Grant},
     status::{AppliedChange, Link},
-    store, term,
+    store::{self, Model},
+    term,
     transport::{Channel, MessageReceiver, MessageSender, TransportError},
     unwind::{Unwinding, Unwound},
     wire::Message,
@@ -46,9 +48,6 @@ const AHEAD: usize = 1;
 const COMES_AT_ONCE: Duration = Duration::from_millis(5);
 /// How often it looks meanwhile.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
-/// Pushes that may wait for an answer: what the leader is busy with while a large group is applied here. They are kept by
-/// neither side, but where the network has them.
-const PUSHES_AHEAD: usize = 4;
 /// Devices that name each other as the leader are asked in turn this often without a pause.
 const REDIRECTS_MAX: u32 = 4;
 /// A leader is asked for a sign of life no more often than this.
@@ -196,6 +195,7 @@ async fn rejoin(
         status.link = Link::Rejoining;
         status.leader = Some(leader);
     });
+    shared.seal_backlog().await?;
     loop {
         let step = move |driver: &mut Driver| {
             let unwound = following::unwind(driver, &mut unwinding)?;
@@ -301,6 +301,9 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
         applied: top,
         confirm_at: None,
         syncing: JoinSet::new(),
+        pushes: Pushes::NONE,
+        reading: JoinSet::new(),
+        is_sealed: false,
     };
     let mut pulse = shared.library.engine.pulse();
     // What this device asks and confirms says nothing of the leader: only what is heard counts.
@@ -316,7 +319,10 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
             message = timeout_at(silent_at, session.inbox.next()) => match message {
                 Ok(Some(Ok(unpacked))) => {
                     let end = match unpacked {
-                        Unpacked::Entries(received) => session.take_entries(received).await?,
+                        Unpacked::Entries(received) => {
+                            session.seal_backlog().await?;
+                            session.take_entries(received).await?
+                        }
                         Unpacked::Other(message) => session.take(message, &mut older).await?,
                     };
                     if let Some(end) = end {
@@ -344,12 +350,13 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
                     if let Some(end) = session.is_over(&pulse) {
                         return Ok(end);
                     }
-                    session.push(pending).await?;
+                    session.begin_pushing(pending);
                 }
                 Err(_) => return Ok(End::Lost("the engine has ended".to_owned())),
             },
             () = sleep_until(confirm_at), if session.confirm_at.is_some() => session.begin_confirming(),
             synced = session.syncing.join_next(), if !session.syncing.is_empty() => session.confirm(synced).await?,
+            read = session.reading.join_next(), if !session.reading.is_empty() => session.push(read).await?,
         }
     }
 }
@@ -431,6 +438,11 @@ struct Session<'s> {
     confirm_at: Option<Instant>,
     /// Makes a position durable, beside the engine; one at a time.
     syncing: JoinSet<Result<Position, Error>>,
+    pushes: Pushes,
+    /// Reads what is to be pushed next, beside the engine; one at a time.
+    reading: JoinSet<Result<Option<(NextPush, Vec<u8>)>, Error>>,
+    /// What was captured before the session is pending.
+    is_sealed: bool,
 }
 
 impl Session<'_> {
@@ -445,7 +457,11 @@ impl Session<'_> {
         if let Some(synced) = self.syncing.try_join_next() {
             self.confirm(Some(synced)).await?;
         }
-        self.push(self.pending_ends()).await
+        if let Some(read) = self.reading.try_join_next() {
+            self.push(Some(read)).await?;
+        }
+        self.begin_pushing(self.pending_ends());
+        Ok(())
     }
 
     /// How the session ends where somebody else has told of a higher term, or this device leads.
@@ -495,22 +511,18 @@ impl Session<'_> {
         send(self.sender.as_mut(), &Message::Ask { number }).await
     }
 
-    /// Runs a step of the following on the engine.
-    async fn step<T: Send + 'static>(
-        &mut self,
-        step: impl FnOnce(&mut Following, &mut Driver) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let mut following = self.following.clone();
-        let step = move |driver: &mut Driver| step(&mut following, driver).map(|done| (done, following));
-        let (done, following) = self.shared.library.engine.step(step).await?;
-        self.following = following;
-        Ok(done)
-    }
-
     async fn take(&mut self, message: Message, older: &mut Vec<Run>) -> Result<Option<End>, Error> {
         let heard = match self.following.take_at_once(&message, older) {
             Some(heard) => heard,
-            None => self.step(move |following, driver| following.take(driver, message)).await?,
+            None => {
+                self.begin_pushing(self.pending_ends());
+                let mut following = self.following.clone();
+                let take = move |driver: &mut Driver| Ok((following.take(driver, message)?, following));
+                let shared = self.shared;
+                let heard;
+                (heard, self.following) = self.pushing(shared.library.engine.step(take)).await?;
+                heard
+            }
         };
         match heard {
             Heard::Top { position, stable, answers } => {
@@ -521,6 +533,7 @@ impl Session<'_> {
                 }
             }
             Heard::Reply(message) => send(self.sender.as_mut(), &message).await?,
+            Heard::Pushed => return Ok(self.pushes.answered(self.following.peer)),
             Heard::End(end) => return Ok(Some(end)),
             Heard::Granted { lead, number, position } => {
                 return self.take_grant(lead, number, position).await;
@@ -530,15 +543,62 @@ impl Session<'_> {
         Ok(None)
     }
 
-    /// Pushes what is pending and was not pushed on this channel yet, as far as the leader keeps up with answering.
-    async fn push(&mut self, pending: Option<(i64, i64)>) -> Result<(), Error> {
-        let Some((_, last)) = pending else { return Ok(()) };
-        while self.following.lead.is_some()
-            && !self.following.has_pushed(last)
-            && self.following.pushes < PUSHES_AHEAD
-        {
-            let Some(push) = self.step(Following::next_push).await? else { return Ok(()) };
-            send(self.sender.as_mut(), &push).await?;
+    /// Has what is pending read that was not pushed on this channel yet, as far as the leader keeps up with answering.
+    fn begin_pushing(&mut self, pending: Option<(i64, i64)>) {
+        let Some((_, last)) = pending else { return };
+        if !self.following.takes_pushes() || !self.pushes.is_due(last) || !self.reading.is_empty() {
+            return;
+        }
+        let (shared, pushes) = (Arc::clone(self.shared), self.pushes.clone());
+        self.reading.spawn(async move {
+            let readers = &shared.library.readers;
+            let path = readers.path().to_owned();
+            let read = move |conn: &Connection, models: &[Model]| {
+                let Some(next) = pushes.next(conn, models)? else { return Ok(None) };
+                // What is told of is durable first (rule D).
+                store::sync_log(&path)?;
+                let bytes = next.message.encode();
+                Ok(Some((next, bytes)))
+            };
+            readers.run(read).await
+        });
+    }
+
+    /// Pushes what was read, and has the next read.
+    async fn push(
+        &mut self,
+        read: Option<Result<Result<Option<(NextPush, Vec<u8>)>, Error>, JoinError>>,
+    ) -> Result<(), Error> {
+        let Some(read) = read else { return Ok(()) };
+        let Some((next, bytes)) = read.map_err(|e| Error::Stopped { reason: e.to_string() })?? else {
+            return Ok(());
+        };
+        self.pushes.sent(&next);
+        drop(next);
+        self.begin_pushing(self.pending_ends());
+        Ok(self.sender.send(bytes).await?)
+    }
+
+    /// Waits for a step of the engine, and pushes meanwhile.
+    async fn pushing<T>(&mut self, step: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let mut step = pin!(step);
+        let mut pulse = self.shared.library.engine.pulse();
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut step => return done,
+                read = self.reading.join_next(), if !self.reading.is_empty() => self.push(read).await?,
+                // Where the engine has ended, the step says so.
+                Ok(()) = pulse.changed() => self.begin_pushing(self.pending_ends()),
+            }
+        }
+    }
+
+    async fn seal_backlog(&mut self) -> Result<(), Error> {
+        if !self.is_sealed {
+            let shared = self.shared;
+            self.pushing(shared.seal_backlog()).await?;
+            self.is_sealed = true;
         }
         Ok(())
     }
@@ -581,7 +641,8 @@ impl Session<'_> {
             Ok((done, following, inbox))
         };
         let done;
-        (done, self.following, self.inbox) = self.shared.library.engine.step(step).await?;
+        let shared = self.shared;
+        (done, self.following, self.inbox) = self.pushing(shared.library.engine.step(step)).await?;
         Ok(done)
     }
 
@@ -594,8 +655,12 @@ impl Session<'_> {
                 let heard = following.take_entries(driver, &mut received)?;
                 Ok((heard, received, following))
             };
-            let engine = &self.shared.library.engine;
-            let done = if small { engine.short_step(step).await } else { engine.step(step).await }?;
+            let shared = self.shared;
+            let engine = &shared.library.engine;
+            let done = match small {
+                true => engine.short_step(step).await,
+                false => self.pushing(engine.step(step)).await,
+            }?;
             let heard;
             (heard, received, self.following) = done;
             if !matches!(heard, Heard::Again) {

@@ -181,6 +181,11 @@ async fn subscription(
     let mut granted = false;
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Who is behind learns at once whom he follows, and pushes while the first entries are read and packed.
+    if pulse.borrow().serves() == Some(lead) {
+        send_top(shared, lead, 0, sender.as_mut()).await?;
+        heartbeat.reset();
+    }
     loop {
         let now = pulse.borrow_and_update().clone();
         let Some(top) = now.top.filter(|_| now.serves() == Some(lead)) else {

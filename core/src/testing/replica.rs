@@ -19,7 +19,7 @@ use crate::{
     engine::{Driver, Pulse},
     entry::Run,
     error::Error,
-    following::{self, End, Following, Heard, Unpacked},
+    following::{self, End, Following, Heard, Pushes, Unpacked},
     gate::WriteGate,
     id::{DeviceId, Position, Seq, Term},
     library,
@@ -92,6 +92,8 @@ pub struct Replica {
     identity: Identity,
     /// Whom it follows, with the runs of its log that were not told of.
     following: Option<(Following, Vec<Run>)>,
+    /// What it pushed there.
+    pushes: Pushes,
     /// Its log parts from that of whom it followed.
     unwinding: Option<Unwinding>,
     /// Who asks to follow it and has yet to tell of its log.
@@ -133,6 +135,7 @@ impl Replica {
             pulse,
             identity,
             following: None,
+            pushes: Pushes::NONE,
             unwinding: None,
             asking: BTreeMap::new(),
             served: BTreeMap::new(),
@@ -206,6 +209,7 @@ impl Replica {
     pub fn subscribe(&mut self, leader: DeviceId) -> Result<Vec<u8>, Error> {
         let begun = following::subscribe(&mut self.driver)?;
         self.following = Some((Following::of(leader), begun.older));
+        self.pushes = Pushes::NONE;
         self.unwinding = None;
         Ok(begun.subscribe.encode())
     }
@@ -243,8 +247,15 @@ impl Replica {
     /// # Errors
     /// The step's.
     pub fn push(&mut self) -> Result<Option<Vec<u8>>, Error> {
-        let Some((following, _)) = &mut self.following else { return Ok(None) };
-        Ok(following.next_push(&mut self.driver)?.map(|push| push.encode()))
+        if !self.following.as_ref().is_some_and(|(following, _)| following.takes_pushes()) {
+            return Ok(None);
+        }
+        let store = &self.driver.store;
+        let Some(next) = self.pushes.next(store.connection(), store.models())? else { return Ok(None) };
+        // What is told of is durable first (rule D).
+        self.driver.store.sync()?;
+        self.pushes.sent(&next);
+        Ok(Some(next.message.encode()))
     }
 
     /// Says to whom it follows what it has durably.
@@ -458,6 +469,10 @@ impl Replica {
                 }
             }
             Heard::Reply(message) => came.replies.push(message.encode()),
+            Heard::Pushed if self.pushes.answered(from).is_some() => {
+                self.following = None;
+                came.ended = Some("it answers a push that was not made".into());
+            }
             Heard::End(end) => {
                 self.following = None;
                 came.stopped = matches!(end, End::Stopped(_) | End::BelowFloor { .. });

@@ -295,6 +295,17 @@ pub fn term_at(conn: &Connection, seq: u64) -> rusqlite::Result<Option<String>> 
     rows.next()?.map(|row| row.get(0)).transpose()
 }
 
+/// The row before a pending change, of which an update keeps what it changed.
+fn before(text: &str, authored: &Authored) -> Row {
+    let old = serde_json::from_str::<Json>(text).ok();
+    let Some(Json::Array(old)) = old.as_ref().and_then(|old| old.get("old")) else { return json_cells(text) };
+    let mut row = authored.row.clone().unwrap_or_default();
+    for (&column, value) in authored.fields.iter().flatten().zip(old) {
+        row[column] = Cell::of_json(value);
+    }
+    row
+}
+
 /// What is pending, in order.
 pub fn pending(conn: &Connection) -> rusqlite::Result<Vec<Pending>> {
     let mut statement = conn.prepare_cached(
@@ -316,13 +327,13 @@ pub fn pending(conn: &Connection) -> rusqlite::Result<Vec<Pending>> {
         };
         pending.push(Pending {
             record: (table, text_of(row.get_ref(1)?)),
-            authored,
-            before: row.get::<_, Option<String>>(5)?.as_deref().map(json_cells),
+            before: row.get::<_, Option<String>>(5)?.as_deref().map(|text| before(text, &authored)),
             existed: row.get(6)?,
             actor: row.get(7)?,
             is_blocked: row.get(8)?,
             decides: row.get(9)?,
             identity: (row.get(10)?, row.get(11)?),
+            authored,
         });
     }
     Ok(pending)
