@@ -20,13 +20,15 @@ use async_trait::async_trait;
 use tidelog::{
     Failover, Link, Role, TakeOver,
     id::{DeviceId, LibraryId},
-    transport::{Channel, MemoryTransport, MessageReceiver, SharedTransport, Transport, TransportError},
+    transport::{
+        Channel, MemoryTransport, MessageReceiver, MessageSender, SharedTransport, Transport, TransportError,
+    },
 };
 use tidelog_tests::devices::{
     Device, Dump, LOOPBACK, Site, device, eventually, level, number, quic_as, reader, soon,
 };
 use tidelog_transport::{Identity, Peer};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// A network of which one way is broken: whatever one device sends never arrives here.
 struct Deaf {
@@ -109,6 +111,142 @@ async fn who_alone_does_not_hear_the_leader_deposes_nobody_and_leads_when_it_is_
     other.write(&["INSERT INTO items (id, name) VALUES ('b', '')"]).await;
     soon("a barrier", other.library.barrier()).await.unwrap();
     level(next, &[other]).await;
+}
+
+/// A network in which one device vanishes at some moment, as if its machine had lost power: nothing more is heard of it,
+/// nothing that is sent to it is ever taken, and who looks for it waits.
+struct Vanishing {
+    inner: MemoryTransport,
+    gone: watch::Receiver<Option<DeviceId>>,
+    /// How often it was looked for since.
+    sought: Arc<AtomicUsize>,
+}
+
+struct Half<T> {
+    inner: T,
+    peer: DeviceId,
+    gone: watch::Receiver<Option<DeviceId>>,
+}
+
+async fn unless_gone<T>(
+    gone: &watch::Receiver<Option<DeviceId>>,
+    peer: DeviceId,
+    what: impl Future<Output = T>,
+) -> T {
+    let mut gone = gone.clone();
+    let vanishes = async {
+        if gone.wait_for(|gone| *gone == Some(peer)).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = vanishes => std::future::pending().await,
+        done = what => done,
+    }
+}
+
+#[async_trait]
+impl MessageSender for Half<Box<dyn MessageSender>> {
+    async fn send(&mut self, message: Vec<u8>) -> Result<(), TransportError> {
+        unless_gone(&self.gone, self.peer, self.inner.send(message)).await
+    }
+
+    fn bytes_sent(&self) -> u64 {
+        self.inner.bytes_sent()
+    }
+}
+
+#[async_trait]
+impl MessageReceiver for Half<Box<dyn MessageReceiver>> {
+    async fn receive(&mut self) -> Result<Option<Vec<u8>>, TransportError> {
+        unless_gone(&self.gone, self.peer, self.inner.receive()).await
+    }
+}
+
+#[async_trait]
+impl Transport for Vanishing {
+    fn device(&self) -> DeviceId {
+        self.inner.device()
+    }
+
+    async fn open(&self, peer: DeviceId, library: LibraryId) -> Result<Channel, TransportError> {
+        if *self.gone.borrow() == Some(peer) {
+            self.sought.fetch_add(1, Ordering::Relaxed);
+        }
+        let Channel { sender, receiver, .. } =
+            unless_gone(&self.gone, peer, self.inner.open(peer, library)).await?;
+        let gone = || self.gone.clone();
+        let sender = Box::new(Half { inner: sender, peer, gone: gone() });
+        let receiver = Box::new(Half { inner: receiver, peer, gone: gone() });
+        Ok(Channel { peer, sender, receiver })
+    }
+
+    fn listen(&self, library: LibraryId) -> Result<mpsc::Receiver<Channel>, TransportError> {
+        self.inner.listen(library)
+    }
+
+    fn peers(&self) -> Vec<DeviceId> {
+        self.inner.peers()
+    }
+}
+
+/// A leader that can vanish for the second, and a third.
+struct Three {
+    site: Site,
+    leader: Device,
+    second: Device,
+    third: Device,
+    gone: watch::Sender<Option<DeviceId>>,
+    sought: Arc<AtomicUsize>,
+}
+
+impl Three {
+    /// The second notices soon when it hears nothing of the leader.
+    async fn set() -> Self {
+        let site = Site::new();
+        let id = site.id;
+        let leader = site.leader().await;
+        let third = site.follower(3).await;
+        // It notices silence early, and does not lead, since the leader hears it.
+        let failover = Failover::after(Duration::from_millis(600));
+        let path = site.path("second");
+        let second = Device::open(&path, |library| library.join(id).failover(failover)).await.unwrap();
+        let (gone, sought) = (watch::Sender::new(None), Arc::new(AtomicUsize::new(0)));
+        let inner = site.network.plug(device(2));
+        let transport = Vanishing { inner, gone: gone.subscribe(), sought: Arc::clone(&sought) };
+        second.library.start(Arc::new(transport)).await.unwrap();
+        leader.write(&["INSERT INTO items (id, name) VALUES ('a', '')"]).await;
+        level(&leader, &[&second, &third]).await;
+        Self { site, leader, second, third, gone, sought }
+    }
+}
+
+#[tokio::test]
+async fn a_leader_that_vanishes_while_it_is_sent_to_is_missed_all_the_same() {
+    let three = Three::set().await;
+    three.gone.send_replace(Some(device(1)));
+    for i in 0..20 {
+        three.second.write(&[&format!("INSERT INTO items (id, name) VALUES ('s{i}', '')")]).await;
+    }
+    let sought = async || (three.sought.load(Ordering::Relaxed) > 0).then_some(());
+    eventually("it looks for the leader", sought).await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_leader_that_has_vanished_follows_the_next_at_once() {
+    let Three { site, leader, second, third, gone, sought } = Three::set().await;
+    gone.send_replace(Some(device(1)));
+    eventually("it looks for the leader", async || (sought.load(Ordering::Relaxed) > 0).then_some(())).await;
+    leader.give_up().await;
+    soon("a takeover", third.library.take_over(TakeOver::FORCED)).await.unwrap();
+    // Half as long as an opening may take.
+    let follows = second.shows("it follows", |s| s.leader == Some(device(3)) && s.link == Link::Online);
+    assert!(tokio::time::timeout(Duration::from_secs(5), follows).await.is_ok(), "{:?}", second.status());
+    second.write(&["INSERT INTO items (id, name) VALUES ('b', '')"]).await;
+    soon("a barrier", second.library.barrier()).await.unwrap();
+    level(&third, &[&second]).await;
+    drop(site);
 }
 
 /// A process that dies with its parent, whatever becomes of it.

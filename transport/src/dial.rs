@@ -8,7 +8,10 @@ use tidelog::{
     id::{DeviceId, LibraryId},
     transport::{Channel, TransportError},
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tracing::{debug, warn};
 
 use crate::{
@@ -17,7 +20,7 @@ use crate::{
     codes::{describe_code, describe_loss, is_access_denied, is_busy, is_impostor, is_other_application},
     frame::{Item, Kind, encode_control},
     identity::SERVER_NAME,
-    limits::STREAMS_PER_CONNECTION,
+    limits::{DOUBT_AFTER, STREAMS_PER_CONNECTION},
     preface::{Preface, readable},
     quic::{Shared, plain},
     tls::{ExpectedDevice, client_config},
@@ -36,7 +39,11 @@ pub(crate) async fn open(
         return Err(TransportError::UnknownPeer(peer));
     }
     if let Some(connection) = shared.connections.newest(peer) {
-        match ask(shared, &connection, peer, library).await {
+        let asked = tokio::select! {
+            asked = ask(shared, &connection, peer, library) => asked,
+            () = silence(&connection) => Err(AskError::Silent),
+        };
+        match asked {
             Err(AskError::Lost(error)) => {
                 debug!(%peer, "dialling again: {}", describe_loss(&error));
             }
@@ -51,6 +58,21 @@ pub(crate) async fn open(
     };
     let asked = ask(shared, &connection, peer, library).await;
     asked.map_err(|error| explain(shared, &connection, peer, library, error))
+}
+
+/// Resolves when nothing has arrived on the connection for so long that there is hardly anybody at its other end: its process
+/// was killed and listens elsewhere now, or the way there is broken.
+async fn silence(connection: &Connection) {
+    let arrived = || connection.stats().udp_rx.datagrams;
+    let mut before = arrived();
+    loop {
+        sleep(DOUBT_AFTER.max(4 * connection.rtt())).await;
+        let now = arrived();
+        if now == before {
+            return;
+        }
+        before = now;
+    }
 }
 
 /// Why a connection gave no channel.

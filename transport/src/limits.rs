@@ -26,6 +26,10 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the peer to answer the first frame of a channel; then `open` tries once on a fresh connection.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// An older connection on which nothing at all arrives for this long, or four round trips, while an answer is awaited on
+/// it is doubted: `open` goes on with a fresh one. A peer that is there but busy has its packets confirmed by then.
+pub const DOUBT_AFTER: Duration = Duration::from_millis(250);
+
 /// Time that `open` waits for one of the [`STREAMS_PER_CONNECTION`]; then it fails and says so.
 pub const SLOT_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -48,6 +48,11 @@ const AHEAD: usize = 1;
 const COMES_AT_ONCE: Duration = Duration::from_millis(5);
 /// How often it looks meanwhile.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
+/// Messages that may wait to be taken by the leader: pushes, and what is small beside them. The session waits with the next
+/// for [`SILENCE_MAX`], and then looks for the leader anew.
+const OUTGOING: usize = 16;
+/// How long the last message of a session may take to be sent.
+const LAST_MAX: Duration = Duration::from_secs(1);
 /// Devices that name each other as the leader are asked in turn this often without a pause.
 const REDIRECTS_MAX: u32 = 4;
 /// A leader is asked for a sign of life no more often than this.
@@ -140,7 +145,8 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
                 backoff = retry();
                 redirects = 0;
             }
-            if redirected {
+            // Who is to be tried first is another one now.
+            if redirected || pulse.borrow().max_seen != seen {
                 break;
             }
         }
@@ -269,14 +275,19 @@ async fn candidates(shared: &Arc<Shared>, hint: Option<DeviceId>) -> Vec<DeviceI
 }
 
 async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions) -> Result<End, Error> {
-    let opened = match timeout(OPEN_MAX, shared.transport.open(peer, shared.library.id)).await {
-        Ok(opened) => opened,
-        Err(_) => Err(TransportError::Unreachable {
-            peer,
-            reason: format!("no answer within {} s", OPEN_MAX.as_secs()),
+    let mut pulse = shared.library.engine.pulse();
+    let seen = pulse.borrow().max_seen;
+    let opened = tokio::select! {
+        opened = timeout(OPEN_MAX, shared.transport.open(peer, shared.library.id)) => opened.unwrap_or_else(|_| {
+            let reason = format!("no answer within {} s", OPEN_MAX.as_secs());
+            Err(TransportError::Unreachable { peer, reason })
         }),
+        // Somebody has told of another leader: whoever is waited for here may never answer.
+        _ = pulse.wait_for(|pulse| pulse.leads || pulse.max_seen != seen) => {
+            return Ok(End::Lost(format!("device {peer} was not waited for: another term has begun")));
+        }
     };
-    let Channel { mut sender, receiver, .. } = match opened {
+    let Channel { sender, receiver, .. } = match opened {
         Ok(channel) => channel,
         Err(error @ TransportError::Refused { .. }) => {
             tracing::warn!(library = %shared.library.id, %peer, %error, "refused");
@@ -285,10 +296,12 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
         Err(error) => return Ok(End::Lost(error.to_string())),
     };
     let Begun { subscribe, mut older, top } = shared.library.engine.step(following::subscribe).await?;
-    send(sender.as_mut(), &subscribe).await?;
-
     let (unpacked, inbox) = mpsc::channel(AHEAD);
+    let (outgoing, outbox) = mpsc::channel(OUTGOING);
     let mut tasks = JoinSet::new();
+    tasks.spawn(send_on(sender, outbox));
+    let mut sender = Sender { peer, outgoing };
+    sender.send(&subscribe).await?;
     tasks.spawn(unpack(receiver, shared.library.changes.clone(), unpacked));
     let mut session = Session {
         shared,
@@ -305,7 +318,6 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
         reading: JoinSet::new(),
         is_sealed: false,
     };
-    let mut pulse = shared.library.engine.pulse();
     // What this device asks and confirms says nothing of the leader: only what is heard counts.
     let silence = shared.library.failover.map_or(SILENCE_MAX, |failover| failover.after.min(SILENCE_MAX));
     let mut silent_at = Instant::now() + silence;
@@ -361,8 +373,55 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
     }
 }
 
-async fn send(sender: &mut dyn MessageSender, message: &Message) -> Result<(), Error> {
-    Ok(sender.send(message.encode()).await?)
+/// Sends beside the session: while a leader takes nothing, be it busy or gone, the session hears it, or misses it.
+struct Sender {
+    peer: DeviceId,
+    outgoing: mpsc::Sender<(Vec<u8>, Option<oneshot::Sender<()>>)>,
+}
+
+impl Sender {
+    async fn send(&mut self, message: &Message) -> Result<(), Error> {
+        self.queue(message.encode(), None).await
+    }
+
+    /// Returns when the message is on its way, or cannot be sent in time: for the last of a session.
+    async fn send_last(&mut self, message: &Message) -> Result<(), Error> {
+        let (sent, is_sent) = oneshot::channel();
+        self.queue(message.encode(), Some(sent)).await?;
+        // Lost on the way or not sent at all, it is told in other ways.
+        let _ = timeout(LAST_MAX, is_sent).await;
+        Ok(())
+    }
+
+    async fn queue(&mut self, message: Vec<u8>, sent: Option<oneshot::Sender<()>>) -> Result<(), Error> {
+        let Self { peer, outgoing } = self;
+        let queued = timeout(SILENCE_MAX, outgoing.send((message, sent))).await;
+        let broken = |reason: String| TransportError::Broken { peer: *peer, reason };
+        queued
+            .map_err(|_| broken(format!("it has taken nothing for {} s", SILENCE_MAX.as_secs())))?
+            .map_err(|_| broken("it takes nothing any more".to_owned()))?;
+        Ok(())
+    }
+
+    /// Whether all that was to be sent is on its way.
+    fn is_idle(&self) -> bool {
+        self.outgoing.capacity() == self.outgoing.max_capacity()
+    }
+}
+
+/// Sends what is to be sent, until the channel breaks, which the receiving half tells of too.
+async fn send_on(
+    mut sender: Box<dyn MessageSender>,
+    mut outbox: mpsc::Receiver<(Vec<u8>, Option<oneshot::Sender<()>>)>,
+) {
+    while let Some((message, sent)) = outbox.recv().await {
+        if let Err(error) = sender.send(message).await {
+            tracing::debug!(%error, "sending to a leader has ended");
+            return;
+        }
+        // Nobody waits for most.
+        drop(sent.map(|sent| sent.send(())));
+    }
 }
 
 /// Reads the channel and unpacks what comes, a little ahead of the session.
@@ -427,7 +486,7 @@ impl Inbox {
 struct Session<'s> {
     shared: &'s Arc<Shared>,
     following: Following,
-    sender: Box<dyn MessageSender>,
+    sender: Sender,
     inbox: Inbox,
     /// Who waits for the leader's top.
     asked: Vec<(u64, oneshot::Sender<Position>)>,
@@ -484,20 +543,20 @@ impl Session<'_> {
         };
         let Some(term) = self.shared.with_admission(take).await? else { return Ok(None) };
         tracing::info!(library = %self.shared.library.id, %term, from = %self.following.peer, "the lead was handed over to this device");
-        // Lost on the way, it is told in other ways.
-        let _ = send(self.sender.as_mut(), &Message::Confirm { max_seen: term, position }).await;
+        let _ = self.sender.send_last(&Message::Confirm { max_seen: term, position }).await;
         self.shared.lead_on().await?;
         Ok(Some(End::NotLeader(None)))
     }
 
-    /// Whether the leader is asked for a sign of life: more often than its heartbeat comes.
+    /// Whether the leader is asked for a sign of life: more often than its heartbeat comes. Not while it has yet to take what it
+    /// was asked before.
     fn probes(&self) -> bool {
-        self.shared.library.failover.is_some() && self.following.lead.is_some()
+        self.shared.library.failover.is_some() && self.following.lead.is_some() && self.sender.is_idle()
     }
 
     async fn probe(&mut self) -> Result<(), Error> {
         self.questions += 1;
-        send(self.sender.as_mut(), &Message::Ask { number: self.questions }).await
+        self.sender.send(&Message::Ask { number: self.questions }).await
     }
 
     /// Asks for the leader's top, once for all that wait.
@@ -508,7 +567,7 @@ impl Session<'_> {
         while let Ok(question) = more.try_recv() {
             self.asked.push((number, question));
         }
-        send(self.sender.as_mut(), &Message::Ask { number }).await
+        self.sender.send(&Message::Ask { number }).await
     }
 
     async fn take(&mut self, message: Message, older: &mut Vec<Run>) -> Result<Option<End>, Error> {
@@ -532,7 +591,7 @@ impl Session<'_> {
                     let _ = question.send(position);
                 }
             }
-            Heard::Reply(message) => send(self.sender.as_mut(), &message).await?,
+            Heard::Reply(message) => self.sender.send(&message).await?,
             Heard::Pushed => return Ok(self.pushes.answered(self.following.peer)),
             Heard::End(end) => return Ok(Some(end)),
             Heard::Granted { lead, number, position } => {
@@ -576,7 +635,7 @@ impl Session<'_> {
         self.pushes.sent(&next);
         drop(next);
         self.begin_pushing(self.pending_ends());
-        Ok(self.sender.send(bytes).await?)
+        self.sender.queue(bytes, None).await
     }
 
     /// Waits for a step of the engine, and pushes meanwhile.
@@ -711,6 +770,6 @@ impl Session<'_> {
             self.confirm_at = Some(Instant::now() + CONFIRM_EVERY);
         }
         let (max_seen, position) = (self.following.lead.unwrap_or(Term::ZERO), self.confirmed);
-        send(self.sender.as_mut(), &Message::Confirm { max_seen, position }).await
+        self.sender.send(&Message::Confirm { max_seen, position }).await
     }
 }

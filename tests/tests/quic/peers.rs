@@ -67,6 +67,16 @@ async fn a_peer_that_restarts_on_its_port_is_found_again() {
 /// Killed, it tells nobody: the dialler believes in the old connection until the new process disowns it.
 #[tokio::test]
 async fn a_peer_that_was_killed_is_found_again_without_waiting_for_the_idle_timeout() {
+    found_again(true).await;
+}
+
+/// Where nobody disowns the old connection, its silence says enough: no answer is waited for that will not come.
+#[tokio::test]
+async fn a_peer_that_was_killed_and_listens_elsewhere_is_found_again_without_waiting_for_an_answer() {
+    found_again(false).await;
+}
+
+async fn found_again(at_its_port: bool) {
     let folder = tempfile::tempdir().unwrap();
     let key = folder.path().join("device.key");
     let dialler = bind(options()).await;
@@ -82,13 +92,19 @@ async fn a_peer_that_was_killed_is_found_again_without_waiting_for_the_idle_time
     // With its tasks gone it can say nothing more; this only lets go of the port.
     drop((first, theirs));
 
-    let second = restarted(&key, address, me).await;
+    let second = restarted(&key, if at_its_port { address } else { LOOPBACK }, me).await;
+    if !at_its_port {
+        dialler.add_peer(second.device(), Some(second.local_addr().unwrap()));
+    }
     let library = LibraryId::random();
     let mut incoming = second.listen(library).unwrap();
     let start = Instant::now();
     let mut again = open(&dialler, &second, library).await.unwrap();
     assert!(start.elapsed() < Duration::from_secs(3), "found again after {:?} only", start.elapsed());
     assert_carries(&mut again, &mut take(&mut incoming).await).await;
+    if !at_its_port {
+        return;
+    }
     let end = soon("the old channel to end", ours.receiver.receive()).await;
     assert!(matches!(end, Err(TransportError::Broken { .. })), "{end:?}");
 }
