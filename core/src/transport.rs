@@ -4,7 +4,10 @@
 //! for one library and carries whole messages in order. Who may speak about a library, and what the
 //! messages mean, is decided by the node (`node.rs`). The QUIC transport is the crate `tidelog-transport`.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
@@ -93,6 +96,12 @@ pub trait MessageReceiver: Send {
     /// # Errors
     /// Why the channel broke: a damaged or oversized frame is never handed on in part.
     async fn receive(&mut self) -> Result<Option<Vec<u8>>, TransportError>;
+
+    /// Counts the bytes that arrive while somebody receives, those of a message that is not whole yet included: where the
+    /// network is slow, they are the peer's sign of life. `None` where messages arrive whole.
+    fn arriving(&self) -> Option<Arc<AtomicU64>> {
+        None
+    }
 }
 
 /// Why a channel could not be opened or broke. Nothing in any database changed because of it.

@@ -11,7 +11,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -247,6 +247,71 @@ async fn who_waits_for_a_leader_that_has_vanished_follows_the_next_at_once() {
     soon("a barrier", second.library.barrier()).await.unwrap();
     level(&third, &[&second]).await;
     drop(site);
+}
+
+/// A network over which each message arrives bit by bit.
+struct Slow(MemoryTransport);
+
+struct BitByBit {
+    inner: Box<dyn MessageReceiver>,
+    arrived: Arc<AtomicU64>,
+    /// The message that is arriving, and how much of it is yet to come.
+    coming: Option<(Vec<u8>, u32)>,
+}
+
+#[async_trait]
+impl MessageReceiver for BitByBit {
+    async fn receive(&mut self) -> Result<Option<Vec<u8>>, TransportError> {
+        if self.coming.is_none() {
+            self.coming = self.inner.receive().await?.map(|message| (message, 20));
+        }
+        while let Some((_, bits @ 1..)) = &mut self.coming {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            *bits -= 1;
+            self.arrived.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(self.coming.take().map(|(message, _)| message))
+    }
+
+    fn arriving(&self) -> Option<Arc<AtomicU64>> {
+        Some(Arc::clone(&self.arrived))
+    }
+}
+
+#[async_trait]
+impl Transport for Slow {
+    fn device(&self) -> DeviceId {
+        self.0.device()
+    }
+
+    async fn open(&self, peer: DeviceId, library: LibraryId) -> Result<Channel, TransportError> {
+        let Channel { sender, receiver, .. } = self.0.open(peer, library).await?;
+        let receiver = BitByBit { inner: receiver, arrived: Arc::default(), coming: None };
+        Ok(Channel { peer, sender, receiver: Box::new(receiver) })
+    }
+
+    fn listen(&self, library: LibraryId) -> Result<mpsc::Receiver<Channel>, TransportError> {
+        self.0.listen(library)
+    }
+
+    fn peers(&self) -> Vec<DeviceId> {
+        self.0.peers()
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_takes_longer_to_arrive_than_a_leader_may_be_silent_arrives() {
+    let site = Site::new();
+    let id = site.id;
+    let leader = site.leader().await;
+    leader.write(&["INSERT INTO items (id, name) VALUES ('a', '')"]).await;
+    // Half as long as a message takes.
+    let failover = Failover::after(Duration::from_millis(500));
+    let path = site.path("second");
+    let second = Device::open(&path, |library| library.join(id).failover(failover)).await.unwrap();
+    second.library.start(Arc::new(Slow(site.network.plug(device(2))))).await.unwrap();
+    level(&leader, &[&second]).await;
+    assert_eq!((second.status().role, leader.status().role), (Role::Follower, Role::Leader));
 }
 
 /// A process that dies with its parent, whatever becomes of it.

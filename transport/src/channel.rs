@@ -6,7 +6,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -145,6 +148,10 @@ impl MessageReceiver for Receiver {
         self.ended = Some(end.clone());
         end.map(|()| None)
     }
+
+    fn arriving(&self) -> Option<Arc<AtomicU64>> {
+        Some(Arc::clone(&self.frames.arrived))
+    }
 }
 
 impl Receiver {
@@ -194,11 +201,14 @@ pub(crate) struct FrameReader {
     /// When the frame that has begun must be whole.
     deadline: Option<Instant>,
     frame_timeout: Duration,
+    /// Bytes that have arrived.
+    arrived: Arc<AtomicU64>,
 }
 
 impl FrameReader {
     pub(crate) fn new(stream: RecvStream, frame_timeout: Duration) -> Self {
-        Self { stream, decoder: Decoder::default(), chunk: Bytes::new(), deadline: None, frame_timeout }
+        let (decoder, chunk, arrived) = (Decoder::default(), Bytes::new(), Arc::default());
+        Self { stream, decoder, chunk, deadline: None, frame_timeout, arrived }
     }
 
     /// The next item; `None` when the stream ended between two items.
@@ -215,7 +225,10 @@ impl FrameReader {
                 None => self.stream.read_chunk(usize::MAX, true).await,
             };
             match chunk? {
-                Some(chunk) => self.chunk = chunk.bytes,
+                Some(chunk) => {
+                    self.arrived.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
+                    self.chunk = chunk.bytes;
+                }
                 None if self.decoder.inside() => return Err(FrameError::Truncated.into()),
                 None => return Ok(None),
             }

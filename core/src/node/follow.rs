@@ -4,7 +4,15 @@
 //! channel is read and unpacked on a task of its own, a batch ahead of the one that is being applied. What was
 //! applied is confirmed when it is durable, at most every [`CONFIRM_EVERY`].
 
-use std::{pin::pin, sync::Arc, thread, time::Duration};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use rusqlite::Connection;
@@ -301,6 +309,7 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
     let mut tasks = JoinSet::new();
     tasks.spawn(send_on(sender, outbox));
     let mut sender = Sender { peer, outgoing };
+    let mut arriving = Arriving { count: receiver.arriving(), before: 0 };
     sender.send(&subscribe).await?;
     tasks.spawn(unpack(receiver, shared.library.changes.clone(), unpacked));
     let mut session = Session {
@@ -321,7 +330,7 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
     // What this device asks and confirms says nothing of the leader: only what is heard counts.
     let silence = shared.library.failover.map_or(SILENCE_MAX, |failover| failover.after.min(SILENCE_MAX));
     let mut silent_at = Instant::now() + silence;
-    // Who is to take over when nothing is heard asks before it is too long.
+    // Who is to take over when nothing is heard asks before it is too long; all look whether something arrives.
     let mut probe = tokio::time::interval((silence / 3).max(PROBE_MIN));
     probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -354,7 +363,17 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
                 Ok(None) => return Ok(End::Lost(format!("device {peer} ended the channel"))),
                 Err(_) => return Ok(End::Lost(format!("nothing was heard of device {peer} for {silence:?}"))),
             },
-            _ = probe.tick(), if session.probes() => session.probe().await?,
+            _ = probe.tick() => {
+                // A large message takes its time where the network is slow, and whoever sends it is there.
+                if arriving.has_more() {
+                    silent_at = Instant::now() + silence;
+                    if session.following.lead.is_some() {
+                        shared.note_heard(peer, None);
+                    }
+                } else if session.probes() {
+                    session.probe().await?;
+                }
+            }
             Some(question) = questions.recv() => session.ask(question, questions).await?,
             changed = pulse.changed() => match changed {
                 Ok(()) => {
@@ -370,6 +389,21 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
             synced = session.syncing.join_next(), if !session.syncing.is_empty() => session.confirm(synced).await?,
             read = session.reading.join_next(), if !session.reading.is_empty() => session.push(read).await?,
         }
+    }
+}
+
+/// What arrives of messages that are not whole yet.
+struct Arriving {
+    count: Option<Arc<AtomicU64>>,
+    before: u64,
+}
+
+impl Arriving {
+    /// Whether more has arrived since this was asked last.
+    fn has_more(&mut self) -> bool {
+        let Some(count) = &self.count else { return false };
+        let before = std::mem::replace(&mut self.before, count.load(Ordering::Relaxed));
+        self.before > before
     }
 }
 
@@ -419,8 +453,10 @@ async fn send_on(
             tracing::debug!(%error, "sending to a leader has ended");
             return;
         }
-        // Nobody waits for most.
-        drop(sent.map(|sent| sent.send(())));
+        if let Some(sent) = sent {
+            // Who waited may have given up.
+            let _ = sent.send(());
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Messages, channels and connections when all goes well.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::Ipv4Addr, sync::atomic::Ordering, time::Duration};
 
 use tidelog::{
     id::LibraryId,
@@ -33,7 +33,10 @@ async fn messages_of_every_size_go_both_ways_in_order() {
         tokio::join!(send, receive);
     }
     let frames = 1 + 1 + 1 + 2 + 2 + 6 + 1;
-    assert_eq!(ours.sender.bytes_sent(), (sizes.iter().sum::<usize>() + 5 * frames) as u64);
+    let bytes = (sizes.iter().sum::<usize>() + 5 * frames) as u64;
+    assert_eq!(ours.sender.bytes_sent(), bytes);
+    // Behind the frame by which the channel began.
+    assert!(theirs.receiver.arriving().unwrap().load(Ordering::Relaxed) >= bytes);
     drop(ours);
     assert_eq!(receive(&mut theirs).await.unwrap(), None, "the end of the channel");
     assert_eq!(receive(&mut theirs).await.unwrap(), None, "and it stays ended");
