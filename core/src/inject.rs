@@ -1,9 +1,9 @@
 //! Inject: what a test changes about steps from outside, where no message can reach. It ends the process between two
 //! durable steps, as a crash would; it makes batches as small as can be; and it switches a safeguard off, to see that
-//! the simulator notices.
+//! the simulator notices. And it tells of each step while it is in its transaction, so that a process can be killed there.
 //!
-//! Each is of the calling thread, on which a simulated replica runs its steps. Without the feature `testing`, nothing of
-//! it is there: the functions are constants.
+//! Each but the last is of the calling thread, on which a simulated replica runs its steps. Without the feature `testing`,
+//! nothing of it is there: the functions are constants.
 
 /// What the rules rely on, one at a time: a simulation in which one is off must fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,14 +46,20 @@ mod off {
     pub(crate) const fn batch_entries() -> usize {
         crate::log::BATCH_ENTRIES
     }
+
+    pub(crate) const fn tell_step(_: Option<&'static str>) {}
 }
 
 #[cfg(not(feature = "testing"))]
-pub(crate) use off::{batch_entries, crash_point, is_off};
+pub(crate) use off::{batch_entries, crash_point, is_off, tell_step};
 
 #[cfg(feature = "testing")]
 mod on {
-    use std::{cell::Cell, cell::RefCell, panic::resume_unwind};
+    use std::{
+        cell::{Cell, RefCell},
+        panic::resume_unwind,
+        sync::OnceLock,
+    };
 
     use super::{Place, Safeguard};
 
@@ -102,6 +108,22 @@ mod on {
         BATCH_ENTRIES.get().unwrap_or(crate::log::BATCH_ENTRIES)
     }
 
+    type Watcher = Box<dyn Fn(Option<&'static str>) + Send + Sync>;
+
+    static WATCHER: OnceLock<Watcher> = OnceLock::new();
+
+    /// From now on each step of this process is told of while it is in its transaction, by the path of its function, and
+    /// `None` when that has ended. Once in a process; later watchers are told nothing.
+    pub fn watch_steps(watcher: impl Fn(Option<&'static str>) + Send + Sync + 'static) {
+        let _ = WATCHER.set(Box::new(watcher));
+    }
+
+    pub(crate) fn tell_step(step: Option<&'static str>) {
+        if let Some(watcher) = WATCHER.get() {
+            watcher(step);
+        }
+    }
+
     /// Crash points that are remembered until somebody asks.
     const PASSED_MAX: usize = 10_000;
 
@@ -124,6 +146,6 @@ mod on {
 }
 
 #[cfg(feature = "testing")]
-pub use on::{Crash, crash_after, limit_batches, passed, switch_off};
+pub use on::{Crash, crash_after, limit_batches, passed, switch_off, watch_steps};
 #[cfg(feature = "testing")]
-pub(crate) use on::{batch_entries, crash_point, is_off};
+pub(crate) use on::{batch_entries, crash_point, is_off, tell_step};

@@ -431,6 +431,7 @@ impl Store {
         S: FnOnce(&mut Tx<'_>) -> Result<T, Error>,
     {
         let name = std::any::type_name::<S>();
+        inject::tell_step(Some(name));
         let minted = self.minted;
         let mut tx = Tx {
             conn: &self.conn,
@@ -453,6 +454,7 @@ impl Store {
             self.numbers.forget();
             self.roll_back();
         }
+        inject::tell_step(None);
         done
     }
 

@@ -29,6 +29,8 @@
 
 pub mod replica;
 
+pub use crate::inject::watch_steps;
+
 use std::{sync::Arc, time::Duration};
 
 use sea_orm::{ConnectionTrait, EntityTrait, Schema, TryIntoModel};

@@ -10,6 +10,8 @@ pub mod counted;
 pub mod devices;
 pub mod dice;
 pub mod file_manager;
+#[cfg(unix)]
+pub mod processes;
 pub mod scene;
 pub mod sim;
 pub mod small;
