@@ -3,6 +3,7 @@
 //!
 //! [`Stage`] is the parent's side: it starts and kills. [`part`] is a process, which writes what [`load`] says, and says so to
 //! an [`oracle`] outside of its database; [`judge`] then knows what all databases must hold.
+//! [`nets`] puts networks between them that lose what they carry.
 
 #![allow(clippy::unwrap_used, reason = "a scenario fails by panicking")]
 
@@ -31,6 +32,7 @@ use crate::{
 
 pub mod judge;
 pub mod load;
+pub mod nets;
 pub mod oracle;
 pub mod part;
 
