@@ -9,12 +9,12 @@ use tokio::sync::broadcast;
 use crate::{
     apply::{self, Applied, Arrived, Images, Rows, Touched, is_constraint},
     engine::Driver,
-    entry::{EntryKind, Run},
+    entry::Run,
     error::Error,
     id::{DeviceId, Position, Seq, Term},
     log,
     pending::{self, PushedUpTo},
-    status::{AppliedChange, ChangeKind},
+    status::AppliedChange,
     store::{self, Model},
     term,
     unwind::{Unwinding, Unwound},
@@ -254,13 +254,10 @@ impl<'c> Told<'c> {
 
     fn tell(self) {
         for (shape, record, kind) in self.touched.into_iter().flatten() {
-            let kind = match kind {
-                EntryKind::Upsert => ChangeKind::Upsert,
-                EntryKind::Delete => ChangeKind::Delete,
-                _ => continue,
-            };
-            // Nobody listens any more: fine.
-            let _ = self.changes.send(AppliedChange { model: shape.model.clone(), record, kind });
+            if let Some(change) = AppliedChange::of(&shape, record, kind) {
+                // Nobody listens any more: fine.
+                let _ = self.changes.send(change);
+            }
         }
     }
 }

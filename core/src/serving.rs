@@ -4,16 +4,18 @@
 use std::collections::BTreeMap;
 
 use rusqlite::Connection;
+use tokio::sync::broadcast;
 
 use crate::{
     accept::Accepted,
     engine::Driver,
-    entry::{Batch, Run, common_prefix},
+    entry::{Batch, Body, Group, Run, common_prefix},
     error::Error,
-    id::{DeviceId, Position, Seq, Term},
+    id::{DeviceId, Origin, Position, Seq, Term},
     log::{self, LogReader},
     reassign, sequence,
-    store::{self, Model, Tx},
+    status::AppliedChange,
+    store::{self, Model, Store, Tx},
     term,
     wire::{Message, PushStop},
 };
@@ -183,18 +185,26 @@ pub(crate) struct Push {
     pub(crate) message: Vec<u8>,
 }
 
-/// Sequences what a follower pushed, makes it durable (rule D), and says what to answer.
+/// Sequences what a follower pushed, makes it durable (rule D), and says what to answer. `changes` is told of what it changes
+/// here.
 pub(crate) fn take_push(
     driver: &mut Driver,
     pusher: DeviceId,
     lead: Term,
     push: Push,
+    changes: &broadcast::Sender<AppliedChange>,
 ) -> Result<Message, Error> {
     let Push { max_seen, position, batch, message } = push;
     // Tables are as the log has them when others' changes are taken.
     sequence::own(driver)?;
+    let before = store::top(driver.store.connection())?.seq;
+    let origins: Option<Vec<Origin>> =
+        (changes.receiver_count() > 0).then(|| batch.groups.iter().map(|group| group.origin).collect());
     let accepted = sequence::pushed(driver, pusher, max_seen, position, batch, &message)?;
     driver.tell()?;
+    if let Some(origins) = origins {
+        tell_changes(&driver.store, before, &origins, changes)?;
+    }
     Ok(match accepted {
         Accepted::To(top) => Message::Pushed { lead, top },
         Accepted::Gap { origin, expected } => {
@@ -209,6 +219,36 @@ pub(crate) fn take_push(
         Accepted::Forked { origin, n } => Message::PushStopped { lead, why: PushStop::Forked { origin, n } },
         Accepted::NotLeader(max_seen) => not_leader(max_seen),
     })
+}
+
+/// Tells of what these origins have in the log behind `before`: others were sealed here meanwhile.
+fn tell_changes(
+    store: &Store,
+    before: Seq,
+    origins: &[Origin],
+    changes: &broadcast::Sender<AppliedChange>,
+) -> Result<(), Error> {
+    let top = store::top(store.connection())?.seq;
+    let mut reader = LogReader::new(store.models());
+    let mut after = before;
+    while after < top {
+        let batch = reader.read(store.connection(), after, top)?;
+        for entry in &batch.entries {
+            let group = &batch.groups[batch.groups.partition_point(|group| group.last < entry.seq)..];
+            let is_of = |group: &&Group| group.first <= entry.seq && origins.contains(&group.origin);
+            if let (Some(_), Body::Change(change)) = (group.first().filter(is_of), &entry.body)
+                && let Some(change) = AppliedChange::of(&change.shape, change.record.clone(), change.effect())
+            {
+                // Nobody listens any more: fine.
+                let _ = changes.send(change);
+            }
+        }
+        if batch.entries.is_empty() {
+            return Ok(());
+        }
+        after = batch.last();
+    }
+    Ok(())
 }
 
 /// Whether what a peer says of terms counts: it is a member, or the log has yet to name any and it is configured.

@@ -1,6 +1,9 @@
 //! What a library tells the people who use it: its status, and events of what it applied.
 
-use crate::id::{DeviceId, LibraryId, Position, Seq, Term};
+use crate::{
+    entry::{EntryKind, Shape},
+    id::{DeviceId, LibraryId, Position, Seq, Term},
+};
 
 /// How things stand with a library on this device. Watched: [`Library::status`](crate::Library::status).
 #[derive(Clone, Debug, PartialEq)]
@@ -116,4 +119,16 @@ pub struct AppliedChange {
     pub record: String,
     /// What became of it.
     pub kind: ChangeKind,
+}
+
+impl AppliedChange {
+    /// What is told of a record whose entry comes to `kind`, if anything.
+    pub(crate) fn of(shape: &Shape, record: String, kind: EntryKind) -> Option<Self> {
+        let kind = match kind {
+            EntryKind::Upsert => ChangeKind::Upsert,
+            EntryKind::Delete => ChangeKind::Delete,
+            _ => return None,
+        };
+        Some(Self { model: shape.model.clone(), record, kind })
+    }
 }

@@ -106,6 +106,22 @@ async fn applied_changes_are_told_with_model_record_and_kind_and_a_slow_listener
         assert_eq!(told, AppliedChange { model: model.into(), record: record.into(), kind });
     }
 
+    // On the leader the same is told of what followers push; of what is written there nothing is, on either side.
+    let mut told_there = leader.library.changes();
+    leader.write(&["INSERT INTO teams (id, name) VALUES ('u', 'two')"]).await;
+    follower
+        .write(&["INSERT INTO items (id, name) VALUES ('b', 'x')", "DELETE FROM teams WHERE id = 't'"])
+        .await;
+    soon("the follower's barrier", follower.library.barrier()).await.unwrap();
+    let own = soon("an event", changes.recv()).await.unwrap();
+    assert_eq!(own.record, "u");
+    for (model, record, kind) in [("item", "b", ChangeKind::Upsert), ("team", "t", ChangeKind::Delete)] {
+        let told = soon("an event", told_there.recv()).await.unwrap();
+        assert_eq!(told, AppliedChange { model: model.into(), record: record.into(), kind });
+    }
+    assert!(told_there.is_empty(), "{told_there:?}");
+    while changes.try_recv().is_ok() {}
+
     leader.write(&[&insert(0, CHANGES_QUEUE + 7)]).await;
     level(&leader, &[&follower]).await;
     let lagged = soon("an event", changes.recv()).await;

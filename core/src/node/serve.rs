@@ -341,7 +341,8 @@ async fn take_push(
     // What is pending here goes first; others have their turn in between.
     shared.library.engine.sequence_pending().await?;
     let push = Push { max_seen, position, batch, message };
-    shared.library.engine.step(move |driver| serving::take_push(driver, pusher, lead, push)).await
+    let changes = shared.library.changes.clone();
+    shared.library.engine.step(move |driver| serving::take_push(driver, pusher, lead, push, &changes)).await
 }
 
 /// How often a follower's position is written down, beside being kept in memory.

@@ -373,7 +373,8 @@ impl Replica {
                 };
                 let Ok(batch) = batch.into_batch() else { return Ok(refused("it is damaged")) };
                 let push = Push { max_seen, position, batch, message: message.to_vec() };
-                let answer = serving::take_push(&mut self.driver, from, lead, push)?;
+                let answer =
+                    serving::take_push(&mut self.driver, from, lead, push, &broadcast::Sender::new(1))?;
                 Ok(Came { replies: vec![answer.encode()], ..Came::default() })
             }
             Message::Inquire { max_seen } => {
