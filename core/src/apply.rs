@@ -382,14 +382,14 @@ pub(crate) fn apply(
     if tx.foreign_triggers {
         tx.set_mode(Mode::Capture)?;
     }
-    if parts == Parts::Staged {
-        tx.conn.execute("DELETE FROM sync_incoming", [])?;
-    }
     if let Some(touched) = touched {
         each_part(tx, parts, arrived, |_, part| {
             note(touched, part);
             Ok(())
         })?;
+    }
+    if parts == Parts::Staged {
+        tx.conn.execute("DELETE FROM sync_incoming", [])?;
     }
     Ok(Applied::To(position))
 }

@@ -39,6 +39,23 @@ async fn write_large(leader: &Device) {
     tx.commit().await.unwrap();
 }
 
+#[tokio::test]
+async fn of_a_transaction_that_travels_in_parts_every_change_is_told() {
+    let site = Site::new();
+    let (leader, follower) = (site.leader().await, site.follower(2).await);
+    let mut changes = follower.library.changes();
+    let row =
+        |i| format!("INSERT INTO items (id, name, payload) VALUES ('i{i:03}', 'x', randomblob(500000))");
+    let rows: Vec<String> = (0..20).map(row).collect();
+    leader.write(&rows.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    level(&leader, &[&follower]).await;
+    for i in 0..20 {
+        let told = soon("an event", changes.recv()).await.unwrap();
+        assert_eq!(told.record, format!("i{i:03}"));
+    }
+    assert!(changes.is_empty());
+}
+
 /// Somebody who reads the database all the time and notes each answer that differs from the one before.
 struct Watcher {
     done: Arc<AtomicBool>,
