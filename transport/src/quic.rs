@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use quinn::{
-    Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt,
-    crypto::rustls::QuicServerConfig,
+    AsyncUdpSocket, Endpoint, EndpointConfig, IdleTimeout, Runtime, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt, crypto::rustls::QuicServerConfig,
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::crypto::CryptoProvider;
@@ -148,6 +148,30 @@ impl Quic {
     /// # Errors
     /// [`BindError`], with nothing left behind.
     pub async fn bind(identity: Identity, options: QuicOptions) -> Result<Self, BindError> {
+        let socket = bind_socket(options.listen).and_then(|socket| TokioRuntime.wrap_udp_socket(socket));
+        let socket = socket.map_err(|source| BindError::Listen { address: options.listen, source })?;
+        Self::on(identity, options, socket)
+    }
+
+    /// [`Quic::bind`] on a socket of the caller's, such as one of a simulated network. What it listens on is the socket's
+    /// affair. Time is tokio's, also where that is simulated.
+    ///
+    /// # Errors
+    /// [`BindError`], with nothing left behind.
+    #[cfg(feature = "testing")]
+    pub fn bind_on(
+        identity: Identity,
+        options: QuicOptions,
+        socket: Arc<dyn AsyncUdpSocket>,
+    ) -> Result<Self, BindError> {
+        Self::on(identity, options, socket)
+    }
+
+    fn on(
+        identity: Identity,
+        options: QuicOptions,
+        socket: Arc<dyn AsyncUdpSocket>,
+    ) -> Result<Self, BindError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let peers = Arc::new(Peers::new(&options.peers));
         let transport_config = Arc::new(transport_config());
@@ -157,15 +181,13 @@ impl Quic {
         let server_tls = QuicServerConfig::try_from(server_tls).map_err(|error| tls(&error))?;
         let mut server_config = ServerConfig::with_crypto(Arc::new(server_tls));
         server_config.transport_config(Arc::clone(&transport_config)).max_incoming(HANDSHAKES_PENDING);
-        let listen = |source| BindError::Listen { address: options.listen, source };
-        let socket = bind_socket(options.listen).map_err(listen)?;
-        let endpoint = Endpoint::new(
+        let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config(&identity),
             Some(server_config.clone()),
             socket,
             Arc::new(TokioRuntime),
         )
-        .map_err(listen)?;
+        .map_err(|source| BindError::Listen { address: options.listen, source })?;
         let shared = Arc::new(Shared {
             identity,
             provider,
