@@ -251,7 +251,7 @@ impl FrameReader {
 
     fn decode(&mut self) -> Result<Option<Item>, FrameError> {
         while !self.chunk.is_empty() {
-            let began_between_frames = self.decoder.between_frames();
+            let begun = self.decoder.begun();
             let mut rest = &self.chunk[..];
             let item = self.decoder.read(&mut rest)?;
             let taken = self.chunk.len() - rest.len();
@@ -260,7 +260,8 @@ impl FrameReader {
                 self.deadline = None;
                 return Ok(item);
             }
-            if began_between_frames || self.decoder.between_frames() {
+            // What has arrived may be the end of one frame and the beginning of the next.
+            if self.decoder.begun() != begun || self.decoder.between_frames() {
                 self.deadline = Some(Instant::now() + self.frame_timeout);
             }
         }

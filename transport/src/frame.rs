@@ -19,6 +19,9 @@ use crate::limits::CONTROL_MAX;
 const HEADER: usize = 5;
 /// Bytes of a message that one frame takes.
 const PAYLOAD_MAX: usize = FRAME_MAX - HEADER;
+/// Bytes of a message that are put into one: fewer, since a frame has to be here whole within
+/// [`FRAME_TIMEOUT`](crate::limits::FRAME_TIMEOUT). So a line need only carry some 6 KiB a second.
+const PAYLOAD: usize = FRAME_MAX / 16 - HEADER;
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,10 +77,10 @@ pub(crate) enum FrameError {
 /// The frames of one message and their bytes on the wire. The message is not copied.
 pub(crate) fn encode_message(message: Vec<u8>) -> (Vec<Bytes>, u64) {
     let mut rest = Bytes::from(message);
-    let mut chunks = Vec::with_capacity(2 * rest.len().div_ceil(PAYLOAD_MAX).max(1));
+    let mut chunks = Vec::with_capacity(2 * rest.len().div_ceil(PAYLOAD).max(1));
     let mut wire = 0;
     loop {
-        let payload = rest.split_to(rest.len().min(PAYLOAD_MAX));
+        let payload = rest.split_to(rest.len().min(PAYLOAD));
         let kind = if rest.is_empty() { Kind::Complete } else { Kind::More };
         wire += (HEADER + payload.len()) as u64;
         chunks.push(Bytes::copy_from_slice(&header(kind, payload.len())));
@@ -106,6 +109,8 @@ fn header(kind: Kind, payload: usize) -> [u8; HEADER] {
 pub(crate) struct Decoder {
     header: [u8; HEADER],
     header_filled: usize,
+    /// Frames of which a byte is here.
+    begun: u64,
     /// The frame whose header is complete, and the bytes of it still to come.
     frame: Option<(Kind, usize)>,
     /// The item so far: over several frames for a long message.
@@ -121,6 +126,7 @@ impl Decoder {
     pub(crate) fn read(&mut self, input: &mut &[u8]) -> Result<Option<Item>, FrameError> {
         loop {
             let Some((kind, missing)) = self.frame else {
+                self.begun += u64::from(self.header_filled == 0 && !input.is_empty());
                 self.header_filled += take(input, &mut self.header[self.header_filled..]);
                 if self.header_filled < HEADER {
                     return Ok(None);
@@ -153,6 +159,11 @@ impl Decoder {
     /// Whether the bytes so far end inside an item.
     pub(crate) fn inside(&self) -> bool {
         self.more || self.frame.is_some() || self.header_filled > 0
+    }
+
+    /// How many frames have begun.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun
     }
 
     /// Whether the bytes so far end between two frames, of one message or not.
@@ -237,10 +248,10 @@ mod tests {
         for (size, frames) in [
             (0, 1),
             (1, 1),
-            (PAYLOAD_MAX, 1),
-            (PAYLOAD_MAX + 1, 2),
-            (2 * PAYLOAD_MAX, 2),
-            (MESSAGE_MAX, MESSAGE_MAX / PAYLOAD_MAX + 1),
+            (PAYLOAD, 1),
+            (PAYLOAD + 1, 2),
+            (2 * PAYLOAD, 2),
+            (MESSAGE_MAX, MESSAGE_MAX / PAYLOAD + 1),
         ] {
             let message: Vec<u8> = (0..size).map(|i| (i / 251) as u8).collect();
             let bytes = encoded(&message);

@@ -44,6 +44,8 @@ const TICK: Duration = Duration::from_millis(1);
 pub(crate) const LATENCY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(12));
 /// No condition of a test takes this long by the simulated clock unless something is broken.
 const PATIENCE: Duration = Duration::from_secs(240);
+/// Datagrams that wait in front of a device; what comes beyond is lost.
+const QUEUE: usize = 128;
 const PORT: u16 = 4433;
 const NAMES: [&str; 4] = ["ada", "bob", "cyd", "dot"];
 
@@ -133,7 +135,7 @@ impl Air {
             .simulation_duration(Duration::from_secs(100_000))
             .min_message_latency(LATENCY.0)
             .max_message_latency(LATENCY.1)
-            .udp_capacity(1024)
+            .udp_capacity(QUEUE)
             .build();
         let app = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let folder = tempfile::tempdir().unwrap();

@@ -186,3 +186,26 @@ fn a_line_that_flaps_carries_all_in_the_end() {
     air.assert_once(1, "there", 90);
     assert!(air.at(0).shears.quic.stats().connections <= 2);
 }
+
+#[test]
+fn a_line_on_which_a_message_takes_longer_than_the_leader_may_be_silent_carries_it_all_the_same() {
+    let mut air = Air::new(9, 2, |builder| builder);
+    air.narrow(1, Some(80_000.0));
+    air.write_items(0, "there", 40, 60_000);
+    let began = air.now();
+    air.level(0);
+    assert!(air.now() - began > SILENCE, "{:?}", air.now() - began);
+}
+
+#[test]
+fn a_leader_that_sends_all_the_time_over_a_slow_line_is_not_taken_for_silent_and_deposed() {
+    let after = Duration::from_secs(1);
+    let mut air = Air::new(10, 2, |builder| builder.failover(Failover::after(after)));
+    air.narrow(1, Some(400_000.0));
+    let term = air.at(1).status().term;
+    air.write_items(0, "there", 40, 60_000);
+    let began = air.now();
+    air.level(0);
+    assert!(air.now() - began > 2 * after, "{:?}", air.now() - began);
+    assert_eq!(air.at(1).status().term, term);
+}

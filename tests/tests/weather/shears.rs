@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -165,5 +165,9 @@ impl MessageReceiver for Half<Box<dyn MessageReceiver>> {
             () = state.cut_receiving.notified() => Err(self.cut()),
             received = inner.receive() => received,
         }
+    }
+
+    fn arriving(&self) -> Option<Arc<AtomicU64>> {
+        self.inner.as_ref().and_then(|inner| inner.arriving())
     }
 }

@@ -1,5 +1,5 @@
 //! A UDP socket for quinn on turmoil's simulated network, with the weather that turmoil does not make: single datagrams
-//! that are lost or come twice, and lines that carry no more than so much.
+//! that are lost or come twice, and lines that carry no more than so many bytes a second.
 //!
 //! turmoil delays, reorders and cuts. Its sockets are asynchronous functions, quinn wants to poll; so a task takes what
 //! arrives and puts it into a bounded inbox, which is polled.
@@ -11,6 +11,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use quinn::{
@@ -18,15 +19,16 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 use tidelog_tests::dice::Dice;
-use tokio::{task::AbortHandle, time::Instant};
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, sleep_until},
+};
 use turmoil::net::UdpSocket;
 
 /// Datagrams that have arrived and were not taken; one more is lost, as in any computer.
 const INBOX: usize = 1024;
 /// No datagram is longer.
 const DATAGRAM: usize = 2048;
-/// What a slow line takes at once.
-const BURST: f64 = 64.0 * 1024.0;
 
 /// What becomes of datagrams, of all sockets that share it.
 #[derive(Debug)]
@@ -36,9 +38,9 @@ pub(crate) struct Weather {
     pub(crate) lost: u64,
     /// and so many come twice.
     pub(crate) doubled: u64,
-    /// What the line to a device carries, bytes in a second; what comes faster is lost.
+    /// What the line to a device carries, bytes in a second. What comes faster waits in turmoil's queue of the socket, and is
+    /// lost when that is full, as before a modem.
     pub(crate) lines: HashMap<IpAddr, f64>,
-    filled: HashMap<IpAddr, (f64, Instant)>,
     /// Datagrams that were lost, and that came twice.
     pub(crate) met: (u64, u64),
 }
@@ -46,22 +48,11 @@ pub(crate) struct Weather {
 impl Weather {
     /// Fair, until it is told otherwise.
     pub(crate) fn new(seed: u64) -> Self {
-        let (lines, filled) = (HashMap::new(), HashMap::new());
-        Self { dice: Dice(seed), lost: 0, doubled: 0, lines, filled, met: (0, 0) }
+        Self { dice: Dice(seed), lost: 0, doubled: 0, lines: HashMap::new(), met: (0, 0) }
     }
 
     /// How many copies of a datagram go out.
-    fn copies(&mut self, to: IpAddr, size: usize) -> usize {
-        if let Some(rate) = self.lines.get(&to) {
-            let now = Instant::now();
-            let (filled, at) = self.filled.get(&to).copied().unwrap_or((0.0, now));
-            let filled =
-                (filled - rate * now.saturating_duration_since(at).as_secs_f64()).max(0.0) + size as f64;
-            if filled > BURST {
-                return 0;
-            }
-            self.filled.insert(to, (filled, now));
-        }
+    fn copies(&mut self) -> usize {
         if self.dice.roll(100) < self.lost {
             self.met.0 += 1;
             return 0;
@@ -92,14 +83,22 @@ impl Socket {
     pub(crate) async fn bind(address: SocketAddr, weather: Arc<Mutex<Weather>>) -> io::Result<Arc<Self>> {
         let udp = Arc::new(UdpSocket::bind(("0.0.0.0", address.port())).await?);
         let inbox = Arc::new(Mutex::new(Inbox::default()));
-        let pump = tokio::spawn(pump(Arc::clone(&udp), Arc::clone(&inbox))).abort_handle();
+        let pump =
+            tokio::spawn(pump(Arc::clone(&udp), address.ip(), Arc::clone(&inbox), Arc::clone(&weather)))
+                .abort_handle();
         Ok(Arc::new(Self { udp, address, inbox, weather, pump }))
     }
 }
 
-async fn pump(udp: Arc<UdpSocket>, inbox: Arc<Mutex<Inbox>>) {
+async fn pump(udp: Arc<UdpSocket>, here: IpAddr, inbox: Arc<Mutex<Inbox>>, weather: Arc<Mutex<Weather>>) {
     let mut datagram = vec![0; DATAGRAM];
+    let mut free_at = Instant::now();
     while let Ok((size, from)) = udp.recv_from(&mut datagram).await {
+        let rate = weather.lock().unwrap().lines.get(&here).copied();
+        if let Some(rate) = rate {
+            free_at = free_at.max(Instant::now()) + Duration::from_secs_f64(size as f64 / rate);
+            sleep_until(free_at).await;
+        }
         let mut inbox = inbox.lock().unwrap();
         if inbox.datagrams.len() < INBOX {
             inbox.datagrams.push_back((datagram[..size].to_vec(), from));
@@ -131,7 +130,7 @@ impl AsyncUdpSocket for Socket {
         let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         for datagram in transmit.contents.chunks(size) {
             let to = transmit.destination;
-            for _ in 0..self.weather.lock().unwrap().copies(to.ip(), datagram.len()) {
+            for _ in 0..self.weather.lock().unwrap().copies() {
                 self.udp.try_send_to(datagram, to)?;
             }
         }
