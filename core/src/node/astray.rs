@@ -15,7 +15,7 @@ use crate::{
     entry::{Batch, Body, Change, Entry, EntryKind, Group, Run, Shape},
     id::{DeviceId, Incarnation, LibraryId, Origin, OriginSeq, Position, Seq, Term},
     status::Status,
-    transport::{Channel, MemoryNetwork, MemoryTransport, Transport},
+    transport::{CHANNEL_QUEUE, Channel, MemoryNetwork, MemoryTransport, Transport},
     value::Value,
     wire::{Message, PushStop},
 };
@@ -502,6 +502,34 @@ async fn a_leader_answers_nonsense_with_a_refusal_and_leads_on() {
     assert!(matches!(soon("the end", channel.receiver.receive()).await, Ok(None)));
     let status = bench.shows(|s| s.last_error.as_ref().is_some_and(|e| e.contains("history"))).await;
     assert_eq!((status.role, status.link), (Role::Leader, Link::Leading));
+}
+
+#[tokio::test]
+async fn a_follower_that_asks_and_pushes_before_it_reads_is_heard() {
+    let bench = Bench::leader().await;
+    let mut channel = soon("a channel", bench.mine.open(LEADER, bench.library.id())).await.unwrap();
+    let subscribe =
+        Message::Subscribe { max_seen: Term::ZERO, top: Position::EMPTY, history: vec![], complete: true };
+    channel.sender.send(subscribe.encode()).await.unwrap();
+    bench.shows(|s| s.followers.len() == 1).await;
+    // More entries than have a place on the way to it: the leader waits until they are read.
+    for i in 0..4 * CHANNEL_QUEUE {
+        bench.db.execute_unprepared(&format!("INSERT INTO notes VALUES ('n{i}', 'text')")).await.unwrap();
+        bench.library.barrier().await.unwrap();
+    }
+    for number in 1..=40 {
+        soon("a place for a question", channel.sender.send(Message::Ask { number }.encode())).await.unwrap();
+    }
+    let push = Message::push(Term::ZERO, Position::EMPTY, &pushed(1, 7)).encode();
+    channel.sender.send(push).await.unwrap();
+    bench.shows(|s| s.position.seq.0 > 4 * CHANNEL_QUEUE as u64 + 2).await;
+    // The last question is answered, and with it those before.
+    loop {
+        let bytes = soon("an answer", channel.receiver.receive()).await.unwrap().unwrap();
+        if let Message::Top { answers: 40, .. } = Message::decode(&bytes).unwrap() {
+            return;
+        }
+    }
 }
 
 /// The change of [`batch`] as its author would push it, with this number and tag.

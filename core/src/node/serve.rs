@@ -28,8 +28,10 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Channels served at once; a peer that opens one more is refused.
 const CHANNELS_MAX: usize = 64;
-/// Questions of one follower that wait to be answered; its channel is not read until there is a place.
-const ASKED_QUEUE: usize = 4;
+/// Answers to pushes that wait to be sent: as many as a follower may push without one. Whoever pushes more is not read until
+/// there is a place. Of questions the last is kept: waiting for a place for each, a leader whose entries wait to be read and a
+/// follower whose push does would wait for each other.
+const ANSWERS_QUEUE: usize = 4;
 
 /// Takes channels until the node stops.
 pub(super) async fn accept(shared: Arc<Shared>, mut incoming: mpsc::Receiver<Channel>) {
@@ -129,11 +131,12 @@ async fn serve(shared: &Arc<Shared>, channel: Channel, number: u64) -> Result<()
     };
     shared.set_slot(peer, number, Some((served.lead, served.from)));
     let mut listener = JoinSet::new();
-    let (tell, heard) = mpsc::channel(ASKED_QUEUE);
+    let (tell, heard) = mpsc::channel(ANSWERS_QUEUE);
+    let (ask, asked) = watch::channel(0);
     let (lead, floor, from) = (served.lead, served.floor, served.from.seq);
     let to = (peer, lead, floor);
-    listener.spawn(listen(Arc::clone(shared), number, served, receiver, tell));
-    subscription(shared, to, from, sender, heard).await
+    listener.spawn(listen(Arc::clone(shared), number, served, receiver, (tell, ask)));
+    subscription(shared, to, from, sender, (heard, asked)).await
 }
 
 async fn answer_inquiry(
@@ -163,7 +166,6 @@ fn no_history(peer: DeviceId) -> Error {
 
 /// What the task that listens tells the one that sends.
 enum Heard {
-    Asked(u64),
     /// To be answered with this.
     Pushed(Message),
     Over(Result<(), Error>),
@@ -175,7 +177,7 @@ async fn subscription(
     (peer, lead, floor): (DeviceId, Term, Seq),
     mut cursor: Seq,
     mut sender: Box<dyn MessageSender>,
-    mut heard: mpsc::Receiver<Heard>,
+    (mut heard, mut asked): (mpsc::Receiver<Heard>, watch::Receiver<u64>),
 ) -> Result<(), Error> {
     let mut pulse: watch::Receiver<Pulse> = shared.library.engine.pulse();
     let mut granted = false;
@@ -209,10 +211,13 @@ async fn subscription(
             heartbeat.reset();
             while let Ok(heard) = heard.try_recv() {
                 match heard {
-                    Heard::Asked(number) => send_top(shared, lead, number, sender.as_mut()).await?,
                     Heard::Pushed(answer) => sender.send(answer.encode()).await?,
                     Heard::Over(end) => return end,
                 }
+            }
+            if asked.has_changed().unwrap_or(false) {
+                let number = *asked.borrow_and_update();
+                send_top(shared, lead, number, sender.as_mut()).await?;
             }
             continue;
         }
@@ -224,8 +229,11 @@ async fn subscription(
         }
         tokio::select! {
             changed = pulse.changed() => if changed.is_err() { return Ok(()) },
+            Ok(()) = asked.changed() => {
+                let number = *asked.borrow_and_update();
+                send_top(shared, lead, number, sender.as_mut()).await?;
+            }
             heard = heard.recv() => match heard {
-                Some(Heard::Asked(number)) => send_top(shared, lead, number, sender.as_mut()).await?,
                 Some(Heard::Pushed(answer)) => sender.send(answer.encode()).await?,
                 Some(Heard::Over(end)) => return end,
                 None => return Ok(()),
@@ -264,7 +272,7 @@ async fn listen(
     number: u64,
     served: Served,
     mut receiver: Box<dyn MessageReceiver>,
-    tell: mpsc::Sender<Heard>,
+    (tell, ask): (mpsc::Sender<Heard>, watch::Sender<u64>),
 ) {
     let Served { peer, lead, .. } = served;
     let pulse = shared.library.engine.pulse();
@@ -310,9 +318,7 @@ async fn listen(
                 }
             }
             Ok(Message::Ask { number }) => {
-                if tell.send(Heard::Asked(number)).await.is_err() {
-                    return;
-                }
+                ask.send_replace(number);
             }
             Ok(other) => {
                 tracing::warn!(%peer, ?other, "a follower sent what only a leader may; its channel is closed");
