@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidelog::leadership::Failover;
+use tidelog::{Link, TakeOver, leadership::Failover};
 use tidelog_tests::dice::Dice;
 
 use crate::air::Air;
@@ -105,4 +105,22 @@ fn lines_that_flap_between_three_leave_one_leader_and_every_change_in_every_tabl
         let dump = air.level(leader);
         assert_eq!(dump.rows.len(), written);
     }
+}
+
+#[test]
+fn a_device_that_dials_a_leader_that_is_gone_follows_the_next_one_as_soon_as_it_hears_of_it() {
+    let mut air = Air::new(15, 3, |builder| builder);
+    air.cut(0, 1);
+    air.cut(0, 2);
+    air.until("it is offline", |air| air.at(1).status().link == Link::Offline);
+    air.until("it dials again", |air| air.at(1).status().link == Link::Connecting);
+    let began = air.now();
+    let library = air.at(2).device.library.clone();
+    air.on(2, async move { library.take_over(TakeOver::FORCED).await.unwrap() });
+    air.until("it follows", |air| air.at(1).is_online());
+    assert!(air.now() - began < AFTER, "{:?}", air.now() - began);
+    air.mend(0, 1);
+    air.mend(0, 2);
+    assert_eq!(assert_one_leader(&mut air), 2);
+    air.level(2);
 }
