@@ -238,9 +238,11 @@ impl Quic {
     /// [`CLOSE_TIMEOUT`]. Channels that still exist break; the port is free once they are dropped, too.
     pub async fn close(&self) {
         self.shared.lingering.settled().await;
+        // A dial that nobody answers takes as long to end as it would have gone without an answer, and nobody hears of that.
+        let patience = self.shared.connections.farewell().min(CLOSE_TIMEOUT);
         self.shared.shut();
         // Peers that do not answer are not waited for.
-        let _ = timeout(CLOSE_TIMEOUT, self.shared.endpoint.wait_idle()).await;
+        let _ = timeout(patience, self.shared.endpoint.wait_idle()).await;
     }
 }
 
