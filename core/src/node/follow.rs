@@ -352,6 +352,8 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
                     if let Some(end) = session.is_over(&pulse) {
                         return Ok(end);
                     }
+                    // What of it arrived counts once.
+                    arriving.has_more();
                     silent_at = Instant::now() + silence;
                     if session.following.lead.is_some() {
                         shared.note_heard(peer, None);
