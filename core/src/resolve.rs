@@ -472,19 +472,17 @@ impl Meeting<'_> {
         Resolution { effect, dropped }
     }
 
-    /// The change's whole row stands, reducers apart.
+    /// The change's whole row stands, reducers apart. What it writes over, it writes: also what its author did not touch and
+    /// the log has otherwise, since what the author had made of that before did not stand.
     fn take_all(&self, dropped: Vec<Dropped>) -> Resolution {
         let mut row = self.row.to_vec();
-        let mut fields = self.fields.map(<[u16]>::to_vec);
-        if let Some(fields) = &mut fields
-            && !dropped.is_empty()
-        {
-            // What it wrote over, it wrote.
-            fields.extend(dropped.iter().filter_map(|d| d.field));
-            fields.sort_unstable();
-            fields.dedup();
-        }
         self.reduce_into(&mut row);
+        let written = |field: &u16| {
+            let i = usize::from(*field);
+            self.changes(i) || row[i] != self.now[i]
+        };
+        let all = 0..u16::try_from(row.len()).unwrap_or(u16::MAX);
+        let fields = self.fields.map(|_| all.filter(written).collect());
         Resolution { effect: Effect::Row { row, fields }, dropped }
     }
 

@@ -11,8 +11,8 @@ use tidelog_tests::sim::{
     run::{self, Plan},
     schedule::{
         Event::{
-            self, BackUp, Batches, CopyTo, Deliver, Double, Inquire, LosePower, Push, Restore, Round, Seal,
-            Subscribe, TakeOver, Write,
+            self, BackUp, Batches, CopyTo, CrashIn, Deliver, Double, HandOver, Inquire, LosePower, Push,
+            Restore, Round, Seal, Subscribe, TakeOver, Write,
         },
         Schedule,
     },
@@ -79,7 +79,7 @@ fn never_cut_off(counters: &Counters) -> Vec<String> {
 }
 
 /// See [`never_cut_off`]: rarer ones are for the long mode.
-const OFTEN: u64 = 1_400;
+const OFTEN: u64 = 1_000;
 
 /// Plays the seed that `TIDELOG_SIM_SEED` names; if it fails, once more as short as it can be, saying what happens.
 #[test]
@@ -245,4 +245,31 @@ fn a_copy_that_is_forced_to_lead_takes_what_is_pending_in_it() {
         3,
         &[&before[..], &[Deliver(1), Deliver(1), Deliver(1), Deliver(1), CopyTo(1, 0), TakeOver(0)]].concat(),
     );
+}
+
+#[test]
+fn what_an_entry_writes_over_shows_beside_what_is_pending() {
+    let before = [
+        Batches(3),
+        Subscribe(2, usize::MAX),
+        Deliver(936170755797),
+        Deliver(272211838776),
+        Write(0, 563549587566),
+        Subscribe(1, 2),
+        Deliver(752330685461),
+        Write(1, 955591666376),
+        Deliver(838673855071),
+        Write(2, 142814147423),
+        Double(715097261121),
+    ];
+    let then = [
+        Round(1),
+        Write(1, 203415542289),
+        Subscribe(2, usize::MAX),
+        Subscribe(2, usize::MAX),
+        CrashIn(0, 600585117123),
+        HandOver(0, 2),
+        Write(2, 366949452496),
+    ];
+    holds(55, 3, &[&before[..], &then].concat());
 }

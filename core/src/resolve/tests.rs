@@ -367,6 +367,23 @@ fn what_an_unseen_change_added_stays_in_the_sum_through_the_authors_own_later_ch
     assert_eq!(log.row.unwrap()[usize::from(COUNT)], Value::Integer(10 + 5 + 1 + 1));
 }
 
+#[test]
+fn what_a_row_writes_over_that_its_author_had_not_touched_is_named_as_written() {
+    let base = integers(BASE);
+    let mut log = Log::new(model(Policy::Manual, DeletePolicy::DeleteWins), Some(&base));
+    let theirs = seal(author(1, 100), Some(&base), &set(B, 1));
+    log.sequence(&theirs, &[]);
+    let mine = seal(author(2, 200), Some(&base), &set(A, 2));
+    assert_eq!(log.sequence(&mine, &[]).effect, Effect::None, "a person is asked");
+    // Goes on from what stayed in its author's own table, theirs pulled meanwhile.
+    let mut next = seal(author(2, 201), Some(&mine.row), &set(A, 3));
+    next.by.n = OriginSeq(2);
+    let Effect::Row { row, fields } = log.sequence(&next, &[theirs.by, mine.by]).effect else {
+        panic!("it is no conflict")
+    };
+    assert_eq!((row, fields), (next.row, Some(vec![A, B])));
+}
+
 /// All that one of three devices may do to a record.
 fn universe() -> Vec<Does> {
     vec![

@@ -187,8 +187,10 @@ impl Replica {
     /// The step's.
     pub fn seal(&mut self) -> Result<(), Error> {
         self.driver.round(true)?;
-        // As it does when it is told of something pending while it leads.
+        // As it does when it is told of something pending while it leads, and until peers are members.
         sequence::own(&mut self.driver)?;
+        let Identity { peers, precedence, .. } = &self.identity;
+        reassign::lead_on(&mut self.driver, Admission { peers, precedence })?;
         Ok(())
     }
 

@@ -231,20 +231,8 @@ impl Simulation {
                 self.round(d(of), to)?;
             }
             Event::TakeOver(of) => self.take_over(d(of))?,
-            Event::HandOver(of, to) => {
-                if d(of) != d(to)
-                    && self.step(d(of), |replica| replica.grant(Device::key(d(to))))? == Some(true)
-                {
-                    self.counters.count("lead: granted");
-                }
-                self.observe(d(of))?;
-            }
-            Event::Reclaim(of) => {
-                if self.step(d(of), Replica::reclaim)? == Some(true) {
-                    self.counters.count("lead: reclaimed");
-                }
-                self.observe(d(of))?;
-            }
+            Event::HandOver(of, to) => self.hand_over(d(of), d(to))?,
+            Event::Reclaim(of) => self.reclaim(d(of))?,
             Event::Inquire(of, to) => {
                 if d(of) != d(to)
                     && let Some(bytes) = self.step(d(of), Replica::inquire)?
@@ -475,6 +463,8 @@ impl Simulation {
         let (lead, shown) = (replica::lead(&bytes), self.views[to].shown);
         let before = self.views[to].log.len();
         let came = self.step(to, |replica| replica.receive(Device::key(from), &bytes))?;
+        // What it did stands before its replies show anything.
+        self.observe(to)?;
         if let Some(Came { replies, ended, stopped }) = came {
             for reply in replies {
                 self.send(to, from, reply)?;
@@ -489,7 +479,6 @@ impl Simulation {
                 }
             }
         }
-        self.observe(to)?;
         if lead.is_some() && lead < shown && self.views[to].log.len() > before {
             let text = format!("device {to} took entries of {lead:?} and had shown {shown:?}");
             return Err(Broken::new("fencing", text));
@@ -547,12 +536,31 @@ impl Simulation {
         Ok(())
     }
 
+    fn hand_over(&mut self, of: usize, to: usize) -> Done {
+        if of != to && self.step(of, |replica| replica.grant(Device::key(to)))? == Some(true) {
+            self.counters.count("lead: granted");
+        }
+        self.observe(of)
+    }
+
+    fn reclaim(&mut self, of: usize) -> Done {
+        if self.step(of, Replica::reclaim)? == Some(true) {
+            self.counters.count("lead: reclaimed");
+        }
+        self.observe(of)
+    }
+
     /// Something that is cut off, and may lose power with it.
     fn crash_in(&mut self, of: usize, choice: u64) -> Done {
-        let what = choice / 9 % 6;
-        // A round passes many places; what is confirmed at its end is to be cut off as often as what begins it.
-        let places = if what > 3 { 36 } else { 9 };
-        crash_after(Some((choice / 54 % places) as u32));
+        let what = choice / 9 % 9;
+        let places = match what {
+            // A round passes many places; what is confirmed at its end is to be cut off as often as what begins it.
+            4..=5 => 36,
+            // A change of leader passes few.
+            6..=8 => 3,
+            _ => 9,
+        };
+        crash_after(Some((choice / 81 % places) as u32));
         let done = match what {
             0 => self.step(of, Replica::seal).map(drop).and_then(|()| self.observe(of)),
             1 => {
@@ -563,7 +571,10 @@ impl Simulation {
                 Some(packet) => self.deliver(packet),
                 None => Ok(()),
             },
-            _ => self.leader_of(of).and_then(|to| self.round(of, to)),
+            4 | 5 => self.leader_of(of).and_then(|to| self.round(of, to)),
+            6 => self.take_over(of),
+            7 => self.hand_over(of, (of + 1) % self.devices.len()),
+            _ => self.reclaim(of),
         };
         crash_after(None);
         done?;
