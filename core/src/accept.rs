@@ -14,11 +14,12 @@ use rusqlite::ErrorCode;
 use crate::{
     apply::{Writer, Writers, is_constraint},
     attempt, below,
-    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Outcome},
+    entry::{Batch, Body, Change, Entry, EntryKind, Group, Outcome, Seen},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     inject::{self, Safeguard},
-    log::{self, Appender, ROW_MAX},
+    life::{self, Place, Sight},
+    log::{self, Appender, Newest, ROW_MAX},
     park::{self, Identity},
     pushed::{Arrival, Pushed},
     resolve::{Dropped, Effect, Loser},
@@ -48,12 +49,10 @@ pub(crate) enum Accepted {
     NotLeader(Term),
     /// What was pushed is nothing that a follower pushes: nothing was taken.
     Unsound(&'static str),
-    /// The log holds another change under a number that was pushed: nothing from it on was taken.
+    /// The log has another life of the origin than this change is of: nothing from it on was taken.
     Forked {
-        /// Of the changes.
-        origin: Origin,
-        /// Its number.
-        n: OriginSeq,
+        /// The first change of its group.
+        change: Seen,
     },
 }
 
@@ -85,22 +84,14 @@ pub(crate) fn accept(
     let mut stopped = None;
     for group in &batch.groups {
         match fresh_of(tx, group)? {
-            Fresh::Changes { known, forked: None } => {
-                accept_group(tx, &pushed, group, known, refuses.then(attempt::reason))?;
-            }
-            // Who minted the origin gives what is pending there other numbers.
-            Fresh::Changes { forked: Some(n), .. } if group.device == pusher => {
-                stopped = Some(Accepted::Forked { origin: group.origin, n });
-                break;
-            }
-            Fresh::Changes { known, forked: Some(n) } => {
-                keep_forked(tx, &pushed, group, known)?;
-                // Half of a transaction does not stand.
-                let reason = format!(
-                    "it was sealed together with change {n} of origin {}, in whose place the log holds another",
-                    group.origin
-                );
-                accept_group(tx, &pushed, group, known, Some(reason))?;
+            Fresh::Changes { known, sight } => {
+                if Some(pusher) != replica.device
+                    && tx.minted.is_some_and(|m| m.origin == group.sealed_as().0)
+                {
+                    // The memory here is older than what was sealed with it: it may not number on from there.
+                    *tx.minted = None;
+                }
+                accept_group(tx, &pushed, group, known, &sight, refuses.then(attempt::reason))?;
             }
             Fresh::Stopped(why) => {
                 stopped = Some(why);
@@ -121,8 +112,8 @@ enum Fresh {
     Changes {
         /// How many of the numbers the log has.
         known: u64,
-        /// The first of them under which it has another change.
-        forked: Option<OriginSeq>,
+        /// What its author had seen.
+        sight: Sight,
     },
     Stopped(Accepted),
 }
@@ -130,48 +121,48 @@ enum Fresh {
 /// Which of a group's changes the log does not have yet; decided before anything of it is appended.
 fn fresh_of(tx: &Tx<'_>, group: &Group) -> Result<Fresh, Error> {
     let row = origin_row(tx.conn, group.origin, group.device)?;
-    let mut have = log::vector(tx.conn, row)?;
+    let mut newest = log::newest(tx.conn, row)?;
     if inject::is_off(Safeguard::DuplicateCheck) {
-        have = have.min(OriginSeq(group.first_n.0 - 1));
+        newest = Newest { n: newest.n.min(OriginSeq(group.first_n.0 - 1)), tag: None };
     }
-    let expected = have.0 + 1;
-    if group.first_n.0 > expected {
-        return Ok(Fresh::Stopped(Accepted::Gap { origin: group.origin, expected: OriginSeq(expected) }));
+    if let Some(why) = out_of_place(tx, group, row, newest)? {
+        return Ok(Fresh::Stopped(why));
+    }
+    let all = Fresh::Changes { known: group.count(), sight: Sight::default() };
+    if newest.n >= group.last_n || (group.was.is_some() && life::has_otherwise(tx.conn, group)?) {
+        return Ok(all);
     }
     // What its author saw pending stands before it in his database, and must here.
-    for (origin, n) in &group.seen {
-        let have = log::vector_of(tx.conn, *origin)?;
-        if *origin != group.origin && have < *n {
-            let expected = OriginSeq(have.0 + 1);
-            return Ok(Fresh::Stopped(Accepted::Gap { origin: *origin, expected }));
-        }
-    }
-    let upto = have.min(group.last_n);
-    let forked = log::other_tag(tx.conn, row, group.first_n, upto, group.tag)?;
-    Ok(Fresh::Changes { known: expected - group.first_n.0, forked })
+    Ok(match Sight::of(tx, group)? {
+        Ok(sight) => Fresh::Changes { known: newest.n.0 + 1 - group.first_n.0, sight },
+        Err((origin, expected)) => Fresh::Stopped(Accepted::Gap { origin, expected }),
+    })
 }
 
-/// Keeps changes as dead letters, once each, whose numbers the log has for others: the device that carries them did not
-/// mint their origin and cannot give them new ones.
-fn keep_forked(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, known: u64) -> Result<(), Error> {
-    let row = origin_row(tx.conn, group.origin, group.device)?;
-    let mut kept = Vec::new();
-    pushed.each(tx, group, |n, body| {
-        let Body::Change(change) = body else { return Ok(()) };
-        let identity = Identity::of(group, Some(n));
-        if n.0 - group.first_n.0 < known
-            && log::other_tag(tx.conn, row, n, n, group.tag)?.is_some()
-            && !park::is_kept(tx, identity)?
+/// Why a group cannot be in the log under its numbers: what is before it is not there, or another life of its origin is.
+fn out_of_place(tx: &Tx<'_>, group: &Group, row: i64, newest: Newest) -> Result<Option<Accepted>, Error> {
+    let gap = |expected| Some(Accepted::Gap { origin: group.origin, expected });
+    let forked = || {
+        let change = Seen { origin: group.origin, n: group.first_n, tag: group.tag };
+        Some(Accepted::Forked { change })
+    };
+    if group.was.is_none() {
+        if let Some(before) = group.before()
+            && !life::is_as_sealed(tx.conn, row, newest, before)?
         {
-            let decides = Decision::Keeps { origin: group.origin, n, tag: group.tag };
-            let reason = format!("the log holds another change {n} of origin {}", group.origin);
-            let outcome = Some(Box::new(Outcome::refused(reason)));
-            // It is stamped anew, and ranks by that.
-            kept.push(Change { decides: Some(decides), outcome, rank: None, ..change.clone() });
+            return Ok(match life::place(tx.conn, before)? {
+                Place::Nowhere(expected) => gap(expected),
+                _ => forked(),
+            });
         }
-        Ok(())
-    })?;
-    if kept.is_empty() { Ok(()) } else { seal::seal_changes(tx, kept) }
+        let upto = newest.n.min(group.last_n);
+        if upto >= group.first_n && log::other_tag(tx.conn, row, group.first_n, upto, group.tag)?.is_some()
+            || life::has_otherwise(tx.conn, group)?
+        {
+            return Ok(forked());
+        }
+    }
+    Ok(gap(OriginSeq(newest.n.0 + 1)).filter(|_| group.first_n.0 > newest.n.0 + 1))
 }
 
 /// Takes a group but for its first `known` changes, or refuses all of them for a reason, going through it again for as long
@@ -181,13 +172,15 @@ fn accept_group(
     pushed: &Pushed<'_>,
     group: &Group,
     known: u64,
+    sight: &Sight,
     refuses: Option<String>,
 ) -> Result<(), Error> {
     let first_n = OriginSeq(group.first_n.0 + known);
     if first_n > group.last_n {
         return Ok(());
     }
-    let group = Group { first_n, first: Seq(group.first.0 + known), ..group.clone() };
+    let prev = if known > 0 { group.tag } else { group.prev };
+    let group = Group { first_n, first: Seq(group.first.0 + known), prev, ..group.clone() };
     let mut refused = Fallen::new();
     if let Some(reason) = refuses {
         let all = (first_n.0..=group.last_n.0).map(OriginSeq);
@@ -195,7 +188,7 @@ fn accept_group(
     }
     loop {
         tx.conn.execute_batch("SAVEPOINT accepted")?;
-        let pass = Pass::run(tx, pushed, &group, &refused)?;
+        let pass = Pass::run(tx, pushed, &group, sight, &refused)?;
         let found = pass.found_unsound(tx, &refused)?;
         if found.is_empty() {
             tx.conn.execute_batch("RELEASE accepted")?;
@@ -271,7 +264,13 @@ struct Wrote {
 }
 
 impl Pass {
-    fn run(tx: &mut Tx<'_>, pushed: &Pushed<'_>, group: &Group, refused: &Fallen) -> Result<Self, Error> {
+    fn run(
+        tx: &mut Tx<'_>,
+        pushed: &Pushed<'_>,
+        group: &Group,
+        sight: &Sight,
+        refused: &Fallen,
+    ) -> Result<Self, Error> {
         let Replica { max_seen: term, top, clock, .. } = tx.replica()?;
         let mut pass = Self { before: top.seq, ..Self::default() };
         let (mut lookup, mut writers) = (Lookup::new(tx), Writers::default());
@@ -295,7 +294,7 @@ impl Pass {
                 Some(fate) => Some(fate.outcome()),
                 // Where its author's database cascaded.
                 None if fell && change.decides.is_none() => Some(Outcome::nothing()),
-                None => lookup.outcome(tx, group, n, &change)?.map(or_too_large),
+                None => lookup.outcome(tx, group, n, &change, sight)?.map(or_too_large),
             };
             change.outcome = outcome.map(Box::new);
             if let Some(mark) = &change.mark {

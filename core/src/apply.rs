@@ -17,17 +17,18 @@ use std::{
 use rusqlite::{CachedStatement, ErrorCode, OptionalExtension, params, params_from_iter};
 
 use crate::{
-    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Shape},
+    entry::{Batch, Body, Change, Entry, EntryKind, Group, Shape},
     error::Error,
     id::{Position, Seq, Term},
     inject::{self, Safeguard},
     layout::{LogRow, RecordId},
+    life,
     log::{self, Appender, LogReader},
     overlay::{self, Layers, Overlay},
     park::{self, Identity},
     pending, seal,
     sql::{Bound, bind, read_value},
-    store::{Mode, Model, Replica, RowSql, Tx, origin_row},
+    store::{Mode, Model, Replica, RowSql, Tx, origin_of, origin_row},
     tree,
     value::Value,
     wire::Message,
@@ -492,15 +493,15 @@ fn append(
 ) -> Result<Appended, Error> {
     let newest = arrived.batch.entries.iter().map(|entry| entry.body.stamp()).max().unwrap_or(0);
     clock = arrived.batch.entries.iter().filter_map(|e| e.body.ranking_stamp()).fold(clock, u64::max);
-    let waiting = if has_pending { pending::origins(tx.conn)? } else { Vec::new() };
+    let mut waiting = if has_pending { pending::origins(tx.conn)? } else { Vec::new() };
     let (mut own, mut blocked) = (Vec::new(), Vec::new());
     // The groups stand before their entries do: what one of them wrote is looked up by it for the next.
     for group in &arrived.batch.groups {
         let row = origin_row(tx.conn, group.origin, group.device)?;
         log::push_group(tx.conn, group, row, clock)?;
         let mut settled = 0;
-        if waiting.contains(&row) {
-            settled = pending::settle(tx.conn, row, group, newest)?;
+        if !waiting.is_empty() {
+            settled = settle(tx, &mut waiting, row, group, newest)?;
         }
         if settled > 0 {
             own.push(group.first..=group.last);
@@ -523,9 +524,6 @@ fn append(
                         while groups.next_if(|group| group.last < entry.seq).is_some() {}
                         let group = groups.peek().ok_or_else(|| in_no_group(entry))?;
                         park::park(tx, Identity::of(group, entry.n), group.device, entry.seq, change)?;
-                        if let Some(Decision::Keeps { origin, n, tag }) = change.decides {
-                            pending::forget(tx, origin, n, tag)?;
-                        }
                     }
                 }
                 _ => appender.push(entry)?,
@@ -548,6 +546,30 @@ fn append(
     Ok(Appended { position, own, blocked })
 }
 
+/// Settles what is pending of a group that the log shows now, by whichever of its names. What is pending of another life of
+/// its origin goes by the other from now on. `waiting` are the origins that have something pending.
+fn settle(
+    tx: &mut Tx<'_>,
+    waiting: &mut Vec<i64>,
+    row: i64,
+    group: &Group,
+    newest: u64,
+) -> Result<usize, Error> {
+    let mut settled = 0;
+    if waiting.contains(&row) {
+        settled = pending::settle(tx.conn, row, group.last_n, group.tag, newest)?;
+        if let Some(change) = pending::overtaken(tx.conn, row, group)? {
+            life::rename(tx, change)?;
+            *waiting = pending::origins(tx.conn)?;
+        }
+    }
+    let (origin, last_n) = life::other_name(group);
+    if let Some(other) = origin_of(tx.conn, origin)?.filter(|other| waiting.contains(other)) {
+        settled += pending::settle(tx.conn, other, last_n, group.tag, newest)?;
+    }
+    Ok(settled)
+}
+
 /// What appending a batch came to.
 struct Appended {
     /// The top of the log.
@@ -560,7 +582,11 @@ struct Appended {
 
 /// A change of this device came back from the log that the database does not know of: it is an older state of itself, or
 /// a copy (rule O). Its numbers do not meet those of the other: each opening mints an origin.
-fn rolled_back(tx: &Tx<'_>, group: &Group) -> Result<(), Error> {
+fn rolled_back(tx: &mut Tx<'_>, group: &Group) -> Result<(), Error> {
+    if tx.minted.is_some_and(|minted| minted.origin == group.sealed_as().0) {
+        // Its memory is as old: what is sealed next may not number on from there.
+        *tx.minted = None;
+    }
     let first = tx
         .conn
         .prepare_cached("UPDATE sync_replica SET rolled_back = ?1 WHERE id = 1 AND rolled_back = 0")?

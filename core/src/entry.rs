@@ -174,15 +174,30 @@ pub(crate) enum Decision {
     Retries(Uuid),
     /// A dead letter is given up.
     Discards(Uuid),
-    /// Not a person's: a leader keeps, as a dead letter, a change that somebody carries whose number another has in the log.
-    Keeps {
-        /// Where the change was sealed.
-        origin: Origin,
-        /// Its number there.
-        n: OriginSeq,
-        /// What tells it from the other.
-        tag: u64,
-    },
+}
+
+/// A change by what it was sealed as, and all before it there: what an author had seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    /// Where it was sealed.
+    pub(crate) origin: Origin,
+    /// Its number there.
+    pub(crate) n: OriginSeq,
+    /// What tells it from another of that number, should the origin have two lives.
+    pub(crate) tag: u64,
+}
+
+impl Seen {
+    /// The form in which the database keeps a list of them: of each origin, number and tag.
+    pub(crate) fn to_json(seen: &[Self]) -> String {
+        let all: Vec<_> = seen.iter().map(|seen| (seen.origin, seen.n, seen.tag)).collect();
+        serde_json::json!(all).to_string()
+    }
+
+    /// Reads [`Seen::to_json`]. `None` of what is none.
+    pub(crate) fn from_json(text: &str) -> Option<Vec<Self>> {
+        serde_json::from_str(text).ok()
+    }
 }
 
 impl Decision {
@@ -192,7 +207,6 @@ impl Decision {
             Self::Resolves(id) => format!("resolves {id}"),
             Self::Retries(id) => format!("retries {id}"),
             Self::Discards(id) => format!("discards {id}"),
-            Self::Keeps { origin, n, tag } => format!("keeps {origin} {n} {tag}"),
         }
     }
 
@@ -204,11 +218,6 @@ impl Decision {
             "resolves" => Self::Resolves(id),
             "retries" => Self::Retries(id),
             "discards" => Self::Discards(id),
-            "keeps" => Self::Keeps {
-                origin: Origin(id),
-                n: OriginSeq(words.next()?.parse().ok()?),
-                tag: words.next()?.parse().ok()?,
-            },
             _ => return None,
         };
         words.next().is_none().then_some(decision)
@@ -237,8 +246,12 @@ pub(crate) struct Group {
     pub(crate) tag: u64,
     /// Top of the author's log when it sealed.
     pub(crate) base: Position,
-    /// Highest number of each origin that was pending at the author when it sealed.
-    pub(crate) seen: Vec<(Origin, OriginSeq)>,
+    /// Tag of the change before its first, where it was sealed; 0 for the first of all.
+    pub(crate) prev: u64,
+    /// By what it was sealed as, where it goes by another origin: that one, and the number of its first change there.
+    pub(crate) was: Option<(Origin, OriginSeq)>,
+    /// Of what else was pending at the author when it sealed, by what that was sealed as: of each origin the last.
+    pub(crate) seen: Vec<Seen>,
     /// Number of its first change within the origin.
     pub(crate) first_n: OriginSeq,
     /// Number of its last change. What cascades made of a change stands in the group and has no number.
@@ -247,6 +260,24 @@ pub(crate) struct Group {
     pub(crate) first: Seq,
     /// See `first`.
     pub(crate) last: Seq,
+}
+
+impl Group {
+    /// Where it was sealed, and the number of its first change there.
+    pub(crate) fn sealed_as(&self) -> (Origin, OriginSeq) {
+        self.was.unwrap_or((self.origin, self.first_n))
+    }
+
+    /// The change before it where it was sealed, if there is one.
+    pub(crate) fn before(&self) -> Option<Seen> {
+        let (origin, OriginSeq(first)) = self.sealed_as();
+        (first > 1).then(|| Seen { origin, n: OriginSeq(first - 1), tag: self.prev })
+    }
+
+    /// How many changes it has.
+    pub(crate) fn count(&self) -> u64 {
+        self.last_n.0.saturating_sub(self.first_n.0) + 1
+    }
 }
 
 /// One slot of the log.

@@ -9,10 +9,10 @@ use tokio::sync::broadcast;
 use crate::{
     apply::{self, Applied, Arrived, Images, Rows, Touched, is_constraint},
     engine::Driver,
-    entry::Run,
+    entry::{Run, Seen},
     error::Error,
     id::{DeviceId, Position, Seq, Term},
-    log,
+    life, log,
     pending::{self, PushedUpTo},
     status::AppliedChange,
     store::{self, Model},
@@ -512,13 +512,14 @@ impl Following {
             PushStop::Diverged => {
                 End::Lost(format!("device {peer} does not know the log here; subscribing again"))
             }
-            PushStop::Forked { origin, n } => {
-                let renamed = driver.transaction(|tx| pending::rename(tx, origin, n))?;
+            PushStop::Forked { change } => {
+                let renamed = driver.transaction(|tx| life::rename(tx, change))?;
+                let Seen { origin, n, .. } = change;
                 driver.publish()?;
                 let text = format!(
-                    "device {peer}'s log holds another change {n} of origin {origin} than the one that is pending here: \
-                     this database was restored or copied. {renamed} pending changes go by other names from now on; \
-                     nothing is lost"
+                    "device {peer}'s log holds another life of origin {origin} than that of change {n}, which is pending \
+                     here: the database in which it was sealed was restored or copied. {renamed} pending changes go by \
+                     other names from now on; nothing is lost"
                 );
                 tracing::warn!("{text}");
                 End::Lost(text)

@@ -114,6 +114,7 @@ mod inject;
 mod layout;
 pub mod leadership;
 mod library;
+mod life;
 mod log;
 pub mod metadata;
 mod migrate;

@@ -10,12 +10,12 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params, type
 
 use crate::{
     capture::names_from_json,
-    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Run, Shape},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Run, Seen, Shape},
     error::Error,
     id::{DeviceId, Incarnation, Origin, OriginSeq, Position, Seq, Term},
     inject,
     layout::{Layouts, LogRow, Numbered, Numbers, RecordId, read_record},
-    outcome, pending,
+    life, outcome, pending,
     store::{Model, Tx},
     value::{self, Value},
 };
@@ -200,8 +200,9 @@ impl<'c> Appender<'c> {
 /// nor than any ranking stamp of the group.
 pub(crate) fn push_group(conn: &Connection, group: &Group, origin_row: i64, clock: u64) -> Result<(), Error> {
     conn.prepare_cached(
-        "INSERT INTO sync_group (first, last, origin, first_n, last_n, tag, base_term, base_seq, seen, clock)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        "INSERT INTO sync_group (first, last, origin, first_n, last_n, tag, base_term, base_seq, seen, clock,
+            prev, was)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )?
     .execute(params![
         group.first.0,
@@ -212,8 +213,10 @@ pub(crate) fn push_group(conn: &Connection, group: &Group, origin_row: i64, cloc
         group.tag as i64,
         group.base.term.to_text(),
         group.base.seq.0,
-        seen_json(&group.seen),
-        clock
+        Seen::to_json(&group.seen),
+        clock,
+        group.prev as i64,
+        life::was_text(group.was)
     ])?;
     Ok(())
 }
@@ -286,29 +289,40 @@ pub(crate) fn sealed(conn: &Connection, seq: Seq) -> Result<Option<Sealed>, Erro
     }))
 }
 
-/// What an author had seen, in the form in which the database keeps it: pairs of origin and number.
-pub(crate) fn seen_json(seen: &[(Origin, OriginSeq)]) -> String {
-    serde_json::json!(seen).to_string()
+/// What the log holds last of an origin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Newest {
+    /// Its number, which the vector says.
+    pub(crate) n: OriginSeq,
+    /// Its tag, unless it is compacted.
+    pub(crate) tag: Option<u64>,
 }
 
-/// The highest number of an origin that the log holds: what the vector says of it.
-pub(crate) fn vector(conn: &Connection, origin_row: i64) -> Result<OriginSeq, Error> {
-    let n = conn
+/// What the log holds last of an origin; number 0 where that is nothing.
+pub(crate) fn newest(conn: &Connection, origin_row: i64) -> Result<Newest, Error> {
+    let (floor, n, tag): (u64, Option<u64>, Option<i64>) = conn
         .prepare_cached(
-            "SELECT max(o.floor_n, coalesce((SELECT max(last_n) FROM sync_group WHERE origin = o.id), 0))
+            "SELECT o.floor_n,
+                (SELECT last_n FROM sync_group WHERE origin = o.id ORDER BY last_n DESC LIMIT 1),
+                (SELECT tag FROM sync_group WHERE origin = o.id ORDER BY last_n DESC LIMIT 1)
              FROM sync_origin o WHERE o.id = ?1",
         )?
-        .query_row([origin_row], |row| row.get(0))?;
-    Ok(OriginSeq(n))
+        .query_row([origin_row], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    Ok(match n {
+        Some(n) if n >= floor => Newest { n: OriginSeq(n), tag: tag.map(|tag| tag as u64) },
+        _ => Newest { n: OriginSeq(floor), tag: None },
+    })
 }
 
-/// [`vector`] of an origin that the database may not know.
-pub(crate) fn vector_of(conn: &Connection, origin: Origin) -> Result<OriginSeq, Error> {
-    let row: Option<i64> = conn
-        .prepare_cached("SELECT id FROM sync_origin WHERE origin = ?1")?
-        .query_row([origin.to_string()], |row| row.get(0))
+/// The tag of the change under a number of an origin; `None` where the log has none, or not any more.
+pub(crate) fn tag_at(conn: &Connection, origin_row: i64, n: OriginSeq) -> Result<Option<u64>, Error> {
+    let tag: Option<i64> = conn
+        .prepare_cached(
+            "SELECT tag FROM sync_group WHERE origin = ?1 AND last_n >= ?2 AND first_n <= ?2 ORDER BY last_n LIMIT 1",
+        )?
+        .query_row(params![origin_row, n.0], |row| row.get(0))
         .optional()?;
-    row.map_or(Ok(OriginSeq(0)), |row| vector(conn, row))
+    Ok(tag.map(|tag| tag as u64))
 }
 
 /// The leadership history: every run of the log, ascending.
@@ -527,7 +541,7 @@ pub(crate) fn entry_size(entry: &Entry) -> usize {
 
 /// The same of what the entries of a group share.
 pub(crate) fn group_size(group: &Group) -> usize {
-    192 + 28 * group.seen.len()
+    240 + 40 * group.seen.len()
 }
 
 /// The runs of the log that reach beyond `after`, ascending.
@@ -567,7 +581,7 @@ impl GroupCursor {
 fn read_groups(conn: &Connection, which: &str, seq: Seq) -> Result<Option<Group>, Error> {
     let damaged = |what: &str| Error::Damaged(format!("the group at entry {seq} has a damaged {what}"));
     let sql = format!(
-        "SELECT o.origin, o.device, g.tag, g.base_term, g.base_seq, g.seen, g.first_n, g.last_n, g.first, g.last
+        "SELECT o.origin, o.device, g.tag, g.base_term, g.base_seq, g.seen, g.first_n, g.last_n, g.first, g.last, g.prev, g.was
          FROM sync_group g JOIN sync_origin o ON o.id = g.origin WHERE {which} ORDER BY g.first DESC LIMIT 1"
     );
     let read = |r: &Row<'_>| -> Result<Group, Error> {
@@ -580,7 +594,9 @@ fn read_groups(conn: &Connection, which: &str, seq: Seq) -> Result<Option<Group>
                 term: Term::from_text(&text(3)?).ok_or_else(|| damaged("base"))?,
                 seq: Seq(r.get(4)?),
             },
-            seen: serde_json::from_str(&text(5)?).map_err(|_| damaged("list of what was seen"))?,
+            prev: r.get::<_, i64>(10)? as u64,
+            was: life::read_was(r.get::<_, Option<String>>(11)?.as_deref())?,
+            seen: Seen::from_json(&text(5)?).ok_or_else(|| damaged("list of what was seen"))?,
             first_n: OriginSeq(r.get(6)?),
             last_n: OriginSeq(r.get(7)?),
             first: Seq(r.get(8)?),

@@ -563,6 +563,8 @@ mod tests {
             device: LEADER,
             tag: first.0,
             base: Position::EMPTY,
+            prev: 0,
+            was: None,
             seen: Vec::new(),
             first_n: OriginSeq(first.0),
             last_n: OriginSeq(last.0),

@@ -73,11 +73,6 @@ pub(crate) fn park(
     seq: Seq,
     change: &Change,
 ) -> Result<(), Error> {
-    let identity = match change.decides {
-        // What is kept counts as what it was.
-        Some(Decision::Keeps { origin, n, tag }) => Identity { origin, n, tag },
-        _ => identity,
-    };
     if let Some(decision) = change.decides.filter(|&decision| stands(decision, change.outcome.as_deref())) {
         decided(tx, decision, seq)?;
     }
@@ -127,7 +122,6 @@ pub(crate) fn decided(tx: &Tx<'_>, decision: Decision, seq: Seq) -> Result<(), E
         Decision::Retries(id) | Decision::Discards(id) => {
             ("UPDATE sync_dead_letter SET decided = ?2 WHERE id = ?1 AND decided IS NULL", id)
         }
-        Decision::Keeps { .. } => return Ok(()),
     };
     tx.conn.prepare_cached(sql)?.execute(params![id.as_bytes(), seq.0])?;
     Ok(())
@@ -158,12 +152,6 @@ fn supersede(
             device.to_string()
         ])?;
     Ok(())
-}
-
-/// Whether the log keeps the change as a dead letter.
-pub(crate) fn is_kept(tx: &Tx<'_>, identity: Identity) -> Result<bool, Error> {
-    let mut statement = tx.conn.prepare_cached("SELECT 1 FROM sync_dead_letter WHERE id = ?1")?;
-    Ok(statement.exists([identity.dead_letter().as_bytes()])?)
 }
 
 /// Who wrote last, and where.

@@ -1,25 +1,26 @@
 //! Pending: this device's sealed changes that the log does not show yet, as `sync_pending` keeps them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::{
-    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Shape},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Seen, Shape},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     inject,
     layout::{Layouts, read_record},
+    life,
     log::{self, BATCH_BYTES, entry_size, group_size},
     seal,
-    store::{Model, Tx},
+    store::Model,
     value::{self, Value},
 };
 
 /// Pending changes behind an id, in order, with what their groups share.
 pub(crate) const BY_ID: &str = "SELECT p.id, p.origin AS origin_row, o.origin, o.device, p.n, p.tag, p.base_term,
     p.base_seq, p.seen, p.group_last, p.stamp, p.rank, p.at, p.kind, p.record, p.existed, p.layout, p.fields, p.data,
-    p.before, p.mark, p.actor, p.decides
+    p.before, p.mark, p.actor, p.decides, p.prev, p.was
     FROM sync_pending p JOIN sync_origin o ON o.id = p.origin WHERE p.id > ?1 ORDER BY p.id";
 
 /// Where the columns of [`BY_ID`] stand that every change has of its own: found by name, they would take as long as their
@@ -143,19 +144,26 @@ const ORIGINS: &str = "WITH RECURSIVE o (origin) AS (
         SELECT (SELECT min(origin) FROM sync_pending WHERE origin > o.origin) FROM o WHERE o.origin IS NOT NULL)
     SELECT origin FROM o WHERE origin IS NOT NULL";
 
-/// For each origin in pending its highest number: what the author of the next change has seen beside its log.
-pub(crate) fn vector(conn: &Connection) -> Result<Vec<(Origin, OriginSeq)>, Error> {
-    let mut vector = Vec::new();
-    for row in origins(conn)? {
-        let (origin, n): (String, u64) = conn
+/// Of each origin in pending the last change, by what it was sealed as: what the author of the next one has seen beside its
+/// log. Of its `own` origin it has seen all that is before it.
+pub(crate) fn seen(conn: &Connection, own: i64) -> Result<Vec<Seen>, Error> {
+    let (mut seen, mut passed) = (Vec::new(), HashSet::new());
+    for row in origins(conn)?.into_iter().filter(|row| *row != own) {
+        let (origin, n, tag, was, prev): (String, u64, i64, Option<String>, i64) = conn
             .prepare_cached(
-                "SELECT origin, (SELECT max(n) FROM sync_pending WHERE origin = ?1) FROM sync_origin WHERE id = ?1",
+                "SELECT o.origin, p.n, p.tag, p.was, p.prev FROM sync_pending p JOIN sync_origin o ON o.id = p.origin
+                 WHERE p.origin = ?1 ORDER BY p.n DESC LIMIT 1",
             )?
-            .query_row([row], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            .query_row([row], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
         let origin = origin.parse().map_err(|_| Error::Damaged(format!("`{origin}` is no origin")))?;
-        vector.push((Origin(origin), OriginSeq(n)));
+        let (last, before) =
+            life::sealed_as(Origin(origin), OriginSeq(n), tag as u64, was.as_deref(), prev as u64)?;
+        passed.extend(before);
+        seen.push(last);
     }
-    Ok(vector)
+    // What a listed one follows on is seen with it.
+    seen.retain(|last| !passed.contains(last));
+    Ok(seen)
 }
 
 /// The origins that have something pending, as rows of `sync_origin`.
@@ -170,12 +178,32 @@ pub(crate) fn is_any(conn: &Connection) -> Result<bool, Error> {
     Ok(conn.prepare_cached("SELECT 1 FROM sync_pending LIMIT 1")?.exists([])?)
 }
 
-/// Settles what the log shows now: the changes of a group, none of which has a higher stamp. How many there were.
-pub(crate) fn settle(conn: &Connection, origin_row: i64, group: &Group, stamp: u64) -> Result<usize, Error> {
+/// Settles what the log shows now: the changes of a group up to this number, none of which has a higher stamp. How many
+/// there were.
+pub(crate) fn settle(
+    conn: &Connection,
+    origin_row: i64,
+    last_n: OriginSeq,
+    tag: u64,
+    stamp: u64,
+) -> Result<usize, Error> {
     // A change is kept under its stamp, so that those that were made later are not even looked at.
     Ok(conn
         .prepare_cached("DELETE FROM sync_pending WHERE id <= ?4 AND origin = ?1 AND n <= ?2 AND tag = ?3")?
-        .execute(params![origin_row, group.last_n.0, group.tag as i64, stamp])?)
+        .execute(params![origin_row, last_n.0, tag as i64, stamp])?)
+}
+
+/// The first pending change of an origin in whose place, as the log shows now, that has another life.
+pub(crate) fn overtaken(conn: &Connection, origin_row: i64, group: &Group) -> Result<Option<Seen>, Error> {
+    let first: Option<(u64, i64)> = conn
+        .prepare_cached(
+            "SELECT n, tag FROM sync_pending WHERE origin = ?1 AND n <= ?2 AND tag <> ?3 ORDER BY n LIMIT 1",
+        )?
+        .query_row(params![origin_row, group.last_n.0, group.tag as i64], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .optional()?;
+    Ok(first.map(|(n, tag)| Seen { origin: group.origin, n: OriginSeq(n), tag: tag as u64 }))
 }
 
 /// What a change shares with its group, of which it is the first that is pending, at `first`.
@@ -183,112 +211,32 @@ pub(crate) fn read_group(conn: &Connection, row: &Row<'_>, first: Seq) -> Result
     let damaged = |what: &str| Error::Damaged(format!("a pending change has a damaged {what}"));
     let text = |column: &str| row.get::<_, String>(column);
     let first_n = OriginSeq(row.get("n")?);
+    let (tag, was) = (row.get::<_, i64>("tag")?, row.get::<_, Option<String>>("was")?);
+    let is_first = row.get::<_, u64>("group_last")? > 0;
     let last_n = match row.get("group_last")? {
         // What came before it in its group is pending no more.
         0 => conn
             .prepare_cached("SELECT max(n) FROM sync_pending WHERE origin = ?1 AND tag = ?2")?
-            .query_row(params![row.get::<_, i64>("origin_row")?, row.get::<_, i64>("tag")?], |row| {
-                row.get(0)
-            })?,
+            .query_row(params![row.get::<_, i64>("origin_row")?, tag], |row| row.get(0))?,
         last_n => last_n,
     };
     let last_n = OriginSeq(last_n).max(first_n);
     Ok(Group {
         origin: Origin(text("origin")?.parse().map_err(|_| damaged("origin"))?),
         device: DeviceId::parse(&text("device")?).ok_or_else(|| damaged("device"))?,
-        tag: row.get::<_, i64>("tag")? as u64,
+        tag: tag as u64,
+        prev: if is_first { row.get::<_, i64>("prev")? } else { tag } as u64,
+        was: life::read_was(was.as_deref())?,
         base: Position {
             term: Term::from_text(&text("base_term")?).ok_or_else(|| damaged("base"))?,
             seq: Seq(row.get("base_seq")?),
         },
-        seen: serde_json::from_str(&text("seen")?).map_err(|_| damaged("list of what was seen"))?,
+        seen: Seen::from_json(&text("seen")?).ok_or_else(|| damaged("list of what was seen"))?,
         first_n,
         last_n,
         first,
         last: Seq(first.0 + (last_n.0 - first_n.0)),
     })
-}
-
-/// Drops a change that the log keeps as a dead letter.
-pub(crate) fn forget(tx: &Tx<'_>, origin: Origin, n: OriginSeq, tag: u64) -> Result<(), Error> {
-    tx.conn
-        .prepare_cached(
-            "DELETE FROM sync_pending WHERE n = ?2 AND tag = ?3
-                AND origin = (SELECT id FROM sync_origin WHERE origin = ?1)",
-        )?
-        .execute(params![origin.to_string(), n.0, tag as i64])?;
-    Ok(())
-}
-
-/// Gives pending changes of this device other names, from number `n` of `origin` on, where the log has others under their
-/// numbers (rule Q): a fresh origin, and tags of their own. What their authors had seen of each other holds on, since
-/// they stay in order in one origin. How many there were.
-pub(crate) fn rename(tx: &mut Tx<'_>, origin: Origin, n: OriginSeq) -> Result<u64, Error> {
-    let Some(device) = tx.replica()?.device else { return Ok(0) };
-    let moved: Vec<Renamed> = tx
-        .conn
-        .prepare(
-            "SELECT p.id, p.tag, o.origin, p.n, p.seen FROM sync_pending p JOIN sync_origin o ON o.id = p.origin
-             WHERE o.device = ?1 AND p.id >= (
-                SELECT min(q.id) FROM sync_pending q JOIN sync_origin m ON m.id = q.origin
-                WHERE m.origin = ?2 AND m.device = ?1 AND q.n >= ?3)
-             ORDER BY p.id",
-        )?
-        .query_map(params![device.to_string(), origin.to_string(), n.0], |row| {
-            let (id, tag, n) = (row.get(0)?, row.get(1)?, row.get(3)?);
-            Ok(Renamed { id, tag, origin: row.get(2)?, n, seen: row.get(4)? })
-        })?
-        .collect::<Result<_, _>>()?;
-    if moved.is_empty() {
-        return Ok(0);
-    }
-    // Under the old names the log may hold what their author has not seen.
-    let mut given_up: HashMap<&str, u64> = HashMap::new();
-    for change in &moved {
-        given_up.entry(&change.origin).or_insert(change.n);
-    }
-    // The next seal goes on with the fresh one.
-    *tx.minted = None;
-    let mut minted = tx.origin(device)?;
-    let mut tags: Option<(i64, u64)> = None;
-    for change in &moved {
-        let tag = match tags {
-            Some((old, new)) if old == change.tag => new,
-            _ => tx.world.random(),
-        };
-        tags = Some((change.tag, tag));
-        let mut seen: Vec<(Origin, OriginSeq)> = serde_json::from_str(&change.seen)
-            .map_err(|_| Error::Damaged("a pending change has a damaged list of what was seen".into()))?;
-        for (origin, upto) in &mut seen {
-            if let Some(first) = given_up.get(origin.to_string().as_str()) {
-                upto.0 = upto.0.min(first.saturating_sub(1));
-            }
-        }
-        seen.retain(|(_, upto)| upto.0 > 0);
-        tx.conn
-            .prepare_cached("UPDATE sync_pending SET origin = ?2, n = ?3, tag = ?4, seen = ?5 WHERE id = ?1")?
-            .execute(params![change.id, minted.row, minted.next.0, tag as i64, log::seen_json(&seen)])?;
-        minted.next = OriginSeq(minted.next.0 + 1);
-    }
-    *tx.minted = Some(minted);
-    // Where a group was cut in two, each has a last one.
-    tx.conn
-        .prepare_cached(
-            "UPDATE sync_pending SET group_last = (SELECT max(q.n) FROM sync_pending q
-                WHERE q.origin = sync_pending.origin AND q.tag = sync_pending.tag)
-             WHERE id IN (SELECT min(id) FROM sync_pending GROUP BY origin, tag)",
-        )?
-        .execute([])?;
-    Ok(moved.len() as u64)
-}
-
-/// A change that gets another name.
-struct Renamed {
-    id: i64,
-    tag: i64,
-    origin: String,
-    n: u64,
-    seen: String,
 }
 
 /// What a person decided, of the column that says it.

@@ -21,9 +21,9 @@ use crate::{
     announce,
     apply::{Writer, is_constraint},
     capture::json_names,
-    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Outcome},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Outcome, Seen},
     error::Error,
-    id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
+    id::{DeviceId, OriginSeq, Position, Seq, Term},
     layout::{Layouts, Numbered, RecordId, last_logged},
     log::{self, Appender, BATCH_BYTES, BATCH_ENTRIES, ROW_MAX, entry_size},
     model::Policy,
@@ -363,7 +363,7 @@ struct Sink<'c> {
     term: Term,
     base: Position,
     tag: u64,
-    seen: Vec<(Origin, OriginSeq)>,
+    seen: Vec<Seen>,
     /// The base's term and what was seen, as every pending change of the seal has them.
     texts: (String, String),
     clock: u64,
@@ -392,7 +392,7 @@ impl<'c> Sink<'c> {
             true => Target::Log(Appender::new(tx, base)?),
             false => Target::Pending,
         };
-        let seen = if replica.has_pending { pending::vector(tx.conn)? } else { Vec::new() };
+        let seen = if replica.has_pending { pending::seen(tx.conn, minted.row)? } else { Vec::new() };
         let (term, tag) = (replica.max_seen, tx.world.random());
         Ok(Self {
             to,
@@ -401,7 +401,7 @@ impl<'c> Sink<'c> {
             term,
             base,
             tag,
-            texts: (base.term.to_text(), log::seen_json(&seen)),
+            texts: (base.term.to_text(), Seen::to_json(&seen)),
             seen,
             clock: replica.clock,
             changes: 0,
@@ -506,8 +506,9 @@ impl<'c> Sink<'c> {
         tx.conn
             .prepare_cached(
                 "INSERT INTO sync_pending (origin, n, tag, base_term, base_seq, seen, group_last, stamp, at, kind,
-                    model, record, existed, layout, fields, data, before, mark, actor, priority, id, decides, rank)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?7, ?20, ?21)",
+                    model, record, existed, layout, fields, data, before, mark, actor, priority, id, decides, rank, prev)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?7, ?20, ?21,
+                    ?22)",
             )?
             .execute(params![
                 self.minted.row,
@@ -530,7 +531,8 @@ impl<'c> Sink<'c> {
                 change.actor,
                 priority,
                 change.decides.map(Decision::to_text),
-                change.rank
+                change.rank,
+                self.minted.tag as i64
             ])?;
         Ok(())
     }
@@ -550,6 +552,8 @@ impl<'c> Sink<'c> {
                     device,
                     tag: self.tag,
                     base: self.base,
+                    prev: self.minted.tag,
+                    was: None,
                     seen: self.seen,
                     first_n: self.minted.next,
                     last_n,
@@ -570,7 +574,7 @@ impl<'c> Sink<'c> {
                 tx.set_clock(self.clock)?;
             }
         }
-        *tx.minted = Some(Minted { next: OriginSeq(last_n.0 + 1), ..self.minted });
+        *tx.minted = Some(Minted { next: OriginSeq(last_n.0 + 1), tag: self.tag, ..self.minted });
         Ok((self.changes, fresh))
     }
 }

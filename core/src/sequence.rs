@@ -14,10 +14,10 @@ use crate::{
     accept::{self, Accepted},
     attempt::{self, Attempt},
     engine::Driver,
-    entry::{Batch, Body, Change, Decision},
+    entry::{Batch, Body, Change, Seen},
     error::Error,
     id::{DeviceId, Position, Term},
-    overlay,
+    life, overlay,
     pending::{self, PushedUpTo},
     seal,
     store::{self, Replica, Tx, origin_row},
@@ -106,8 +106,9 @@ pub(crate) fn own_batch(driver: &mut Driver) -> Result<bool, Error> {
                 driver.tell()?;
                 return Ok(true);
             }
-            Accepted::Forked { origin, n } => {
-                let renamed = driver.transaction(|tx| pending::rename(tx, origin, n))?;
+            Accepted::Forked { change } => {
+                let renamed = driver.transaction(|tx| life::rename(tx, change))?;
+                let Seen { origin, n, .. } = change;
                 tracing::warn!(%origin, %n, renamed, "the log holds others under the numbers of what is pending here");
                 return Ok(true);
             }
@@ -180,22 +181,11 @@ fn take_in_scope(
     if let Accepted::To(_) = accepted {
         for group in &batch.groups {
             let row = origin_row(tx.conn, group.origin, group.device)?;
-            pending::settle(tx.conn, row, group, i64::MAX as u64)?;
+            pending::settle(tx.conn, row, group.last_n, group.tag, i64::MAX as u64)?;
         }
-        forget_kept(tx, batch)?;
     }
     overlay::come_back(tx, scope, kept)?;
     Ok(Some(accepted))
-}
-
-/// What a leader keeps as a dead letter for somebody is pending here no more.
-fn forget_kept(tx: &Tx<'_>, batch: &Batch) -> Result<(), Error> {
-    for entry in &batch.entries {
-        if let Body::Change(Change { decides: Some(Decision::Keeps { origin, n, tag }), .. }) = &entry.body {
-            pending::forget(tx, *origin, *n, *tag)?;
-        }
-    }
-    Ok(())
 }
 
 /// The records that a batch is about.

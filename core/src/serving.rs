@@ -216,7 +216,7 @@ pub(crate) fn take_push(
             Message::Refused { reason }
         }
         Accepted::Diverged => Message::PushStopped { lead, why: PushStop::Diverged },
-        Accepted::Forked { origin, n } => Message::PushStopped { lead, why: PushStop::Forked { origin, n } },
+        Accepted::Forked { change } => Message::PushStopped { lead, why: PushStop::Forked { change } },
         Accepted::NotLeader(max_seen) => not_leader(max_seen),
     })
 }

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::{
     conflict::{self, ConflictId},
     dead_letter::{self, DeadLetterId},
-    entry::{Body, Change, Decision, EntryKind},
+    entry::{Body, Change, EntryKind},
     error::Error,
     id::{DeviceId, Position, Seq},
     layout::{Layouts, RecordId, logged_before},
@@ -144,7 +144,7 @@ pub(crate) fn of_entry(conn: &Connection, models: &[Model], seq: Seq) -> Result<
     let Some((entry, _)) = LogReader::new(models).change(conn, seq)? else { return Ok(None) };
     let Body::Change(change) = entry.body else { return Ok(None) };
     // What a cascade made is nobody's, and what a leader keeps for others is not its own.
-    if entry.n.is_none() || matches!(change.decides, Some(Decision::Keeps { .. })) {
+    if entry.n.is_none() {
         return Ok(None);
     }
     Ok(Some(Settlement {

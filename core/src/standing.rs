@@ -14,9 +14,9 @@ use crate::{
     id::{OriginSeq, Seq},
     inject::{self, Safeguard},
     layout::{Layouts, RecordId, last_logged, said_as},
+    life::Sight,
     log::{self, Sealed, changed_fields},
     model::Policy,
-    park::{self, Identity},
     resolve::{self, Action, Arriving, Author, Dropped, Effect, Rules, Standing, Written, Wrote},
     store::{Model, Tx},
     term,
@@ -46,22 +46,18 @@ impl<'m> Lookup<'m> {
         group: &Group,
         n: OriginSeq,
         change: &Change,
+        sight: &Sight,
     ) -> Result<Option<Outcome>, Error> {
         let Some(model) = tx.models.iter().find(|m| m.descriptor.id == change.shape.model) else {
             // A model that this release does not have is kept and handed on.
             return Ok(None);
         };
         let number = tx.numbers.of(tx.conn, &change.shape)?.model;
-        let known = Known::read(tx, self, number, change, group, n)?;
+        let known = Known::read(tx, self, number, change, group, n, sight)?;
         if let Some(decision) = change.decides
             && known.is_too_late(tx, decision)?
         {
             return Ok(Some(Outcome::nothing()));
-        }
-        if let Some(Decision::Keeps { origin, n, .. }) = change.decides {
-            return Ok(Some(Outcome::refused(format!(
-                "the log holds another change {n} of origin {origin}"
-            ))));
         }
         if change.kind == EntryKind::Noop {
             return Ok(None);
@@ -222,6 +218,7 @@ impl<'c> Known<'c> {
         change: &'c Change,
         group: &Group,
         n: OriginSeq,
+        sight: &Sight,
     ) -> Result<Self, Error> {
         let model = tx.models.iter().find(|m| m.descriptor.id == change.shape.model);
         let shape = model.map_or(&change.shape, |m| &m.shape);
@@ -250,8 +247,8 @@ impl<'c> Known<'c> {
                 }
                 _ => Did::All,
             };
-            let seen = (by.origin == group.origin && by.n < n)
-                || group.seen.iter().any(|(origin, upto)| *origin == by.origin && by.n <= *upto);
+            // Of its own origin all that is before it in the log: that is of its life.
+            let seen = (by.origin == group.origin && by.n < n) || sight.covers(by.origin, by.n);
             since.push((by, seen, did));
             last = Some((kind, layout, entry.get(6)?));
         }
@@ -283,7 +280,6 @@ impl<'c> Known<'c> {
             Decision::Retries(id) | Decision::Discards(id) => {
                 ("SELECT '' FROM sync_dead_letter WHERE id = ?1 AND decided IS NULL", id)
             }
-            Decision::Keeps { origin, n, tag } => return park::is_kept(tx, Identity { origin, n, tag }),
         };
         let field: Option<String> =
             tx.conn.prepare_cached(sql)?.query_row([id.as_bytes()], |row| row.get(0)).optional()?;

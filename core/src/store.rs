@@ -179,6 +179,8 @@ pub(crate) struct Minted {
     pub(crate) origin: Origin,
     /// Number of the next change.
     pub(crate) next: OriginSeq,
+    /// Tag of the last one; 0 before the first.
+    pub(crate) tag: u64,
 }
 
 /// Who this replica is and what it has seen, as its database says.
@@ -675,7 +677,7 @@ impl Tx<'_> {
         }
         let origin = Origin(self.world.uuid());
         let row = origin_row(self.conn, origin, device)?;
-        let minted = Minted { row, origin, next: OriginSeq(1) };
+        let minted = Minted { row, origin, next: OriginSeq(1), tag: 0 };
         *self.minted = Some(minted);
         Ok(minted)
     }
@@ -683,17 +685,20 @@ impl Tx<'_> {
 
 /// The row of an origin in `sync_origin`, made if there is none.
 pub(crate) fn origin_row(conn: &Connection, origin: Origin, device: DeviceId) -> Result<i64, Error> {
-    let text = origin.to_string();
-    let known = conn
-        .prepare_cached("SELECT id FROM sync_origin WHERE origin = ?1")?
-        .query_row([&text], |row| row.get(0))
-        .optional()?;
-    if let Some(row) = known {
+    if let Some(row) = origin_of(conn, origin)? {
         return Ok(row);
     }
     conn.prepare_cached("INSERT INTO sync_origin (origin, device) VALUES (?1, ?2)")?
-        .execute(params![text, device.to_string()])?;
+        .execute(params![origin.to_string(), device.to_string()])?;
     Ok(conn.last_insert_rowid())
+}
+
+/// The row of an origin in `sync_origin`, if there is one.
+pub(crate) fn origin_of(conn: &Connection, origin: Origin) -> Result<Option<i64>, Error> {
+    Ok(conn
+        .prepare_cached("SELECT id FROM sync_origin WHERE origin = ?1")?
+        .query_row([origin.to_string()], |row| row.get(0))
+        .optional()?)
 }
 
 /// Position of the last entry of the log.

@@ -168,7 +168,7 @@ pub(crate) fn admit(
         let Replica { top: base, clock, .. } = tx.replica()?;
         let minted = tx.origin(device)?;
         let now = tx.world.now();
-        let stamp = tick(clock, now);
+        let (stamp, tag) = (tick(clock, now), tx.world.random());
         let entry = Entry {
             seq: base.seq.next(),
             term: replica.max_seen,
@@ -179,8 +179,10 @@ pub(crate) fn admit(
         let group = Group {
             origin: minted.origin,
             device,
-            tag: tx.world.random(),
+            tag,
             base,
+            prev: minted.tag,
+            was: None,
             seen: Vec::new(),
             first_n: minted.next,
             last_n: minted.next,
@@ -188,7 +190,7 @@ pub(crate) fn admit(
             last: entry.seq,
         };
         log::push_group(tx.conn, &group, minted.row, stamp)?;
-        *tx.minted = Some(Minted { next: OriginSeq(minted.next.0 + 1), ..minted });
+        *tx.minted = Some(Minted { next: OriginSeq(minted.next.0 + 1), tag, ..minted });
     }
     Ok(())
 }

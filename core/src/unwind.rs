@@ -11,7 +11,7 @@
 //! which shows after the unwinding what it showed before, as a pending change instead of an entry. Only where an entry came
 //! to something else than its author made of it is the row written anew.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rusqlite::{
     OptionalExtension, Row, params,
@@ -19,11 +19,12 @@ use rusqlite::{
 };
 
 use crate::{
-    entry::{Body, Change, Decision, EntryKind},
+    entry::{Body, Change, Decision, EntryKind, Seen},
     error::Error,
     id::{Origin, OriginSeq, Position, Seq, Term},
     inject::{self, Safeguard},
     layout::{Layouts, Numbered, RecordId, logged_before, read_record},
+    life,
     log::{self, LogReader},
     overlay, pending, seal,
     store::{Replica, Tx},
@@ -206,6 +207,8 @@ struct Back<'m> {
 struct Shared {
     origin: i64,
     tag: i64,
+    prev: i64,
+    was: Option<String>,
     base: (String, u64),
     seen: String,
     first_n: u64,
@@ -240,7 +243,8 @@ impl<'m> Back<'m> {
     /// Puts back every group behind `bottom`.
     fn groups(&mut self, tx: &Tx<'_>, bottom: Seq) -> Result<(), Error> {
         let mut statement = tx.conn.prepare_cached(
-            "SELECT first, last, origin, tag, base_term, base_seq, seen, first_n, last_n FROM sync_group
+            "SELECT first, last, origin, tag, base_term, base_seq, seen, first_n, last_n, prev, was
+             FROM sync_group
              WHERE first > ?1 ORDER BY first DESC",
         )?;
         let mut groups = statement.query([bottom.0])?;
@@ -249,6 +253,8 @@ impl<'m> Back<'m> {
             let mut shared = Shared {
                 origin: group.get(2)?,
                 tag: group.get(3)?,
+                prev: group.get(9)?,
+                was: group.get(10)?,
                 base: (group.get(4)?, group.get(5)?),
                 seen: group.get(6)?,
                 first_n: group.get(7)?,
@@ -418,9 +424,10 @@ impl<'m> Back<'m> {
         tx.conn
             .prepare_cached(
                 "INSERT INTO sync_pending (id, origin, n, tag, base_term, base_seq, seen, group_last, stamp, rank, at,
-                    kind, model, record, existed, layout, fields, data, before, mark, actor, decides, priority)
+                    kind, model, record, existed, layout, fields, data, before, mark, actor, decides, priority, prev,
+                    was)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20,
-                    ?21, ?22, ?23)",
+                    ?21, ?22, ?23, ?24, ?25)",
             )?
             .execute(params![
                 self.id,
@@ -445,7 +452,9 @@ impl<'m> Back<'m> {
                 text(13)?,
                 text(14)?,
                 text(15)?,
-                priority
+                priority,
+                group.prev,
+                group.was
             ])?;
         Ok(())
     }
@@ -522,8 +531,8 @@ struct Mapping {
     last: Option<(Seq, Vec<Newest>)>,
 }
 
-/// The highest number of an origin: its row, its name, and that.
-type Newest = (i64, Origin, u64);
+/// The last change of an origin by what it was sealed as, and the row of that one, unless it goes by another.
+type Newest = (Option<i64>, Seen);
 
 impl Mapping {
     fn new(tx: &Tx<'_>, common: Seq) -> Result<Self, Error> {
@@ -552,30 +561,59 @@ impl Mapping {
         if self.last.as_ref().is_none_or(|(last, _)| *last != base) {
             self.last = Some((base, self.between(tx, base)?));
         }
-        let mut seen: Vec<(Origin, OriginSeq)> = serde_json::from_str(seen)
-            .map_err(|_| Error::Damaged("a change has a damaged list of what was seen".into()))?;
-        for (row, origin, n) in self.last.iter().flat_map(|(_, between)| between) {
-            match seen.iter_mut().find(|(listed, _)| listed == origin) {
-                Some((_, upto)) => upto.0 = upto.0.max(*n),
-                None if Some(*row) == own => {}
-                None => seen.push((*origin, OriginSeq(*n))),
+        let mut seen = Seen::from_json(seen)
+            .ok_or_else(|| Error::Damaged("a change has a damaged list of what was seen".into()))?;
+        for (row, newest) in self.last.iter().flat_map(|(_, between)| between) {
+            if row.is_some() && *row == own {
+                continue;
             }
+            let mut others = Vec::with_capacity(seen.len() + 1);
+            for listed in seen {
+                if !is_before(tx, *row, listed, *newest)? {
+                    others.push(listed);
+                }
+            }
+            seen = others;
+            seen.push(*newest);
         }
-        Ok(Some(log::seen_json(&seen)))
+        Ok(Some(Seen::to_json(&seen)))
     }
 
-    /// Of each origin the highest number between the common prefix and the base.
+    /// Of each origin the last change between the common prefix and the base, by what it was sealed as.
     fn between(&self, tx: &Tx<'_>, base: Seq) -> Result<Vec<Newest>, Error> {
         let mut newest = tx.conn.prepare_cached(
-            "SELECT last_n FROM sync_group WHERE origin = ?1 AND first <= ?2 AND first > ?3 ORDER BY last_n DESC LIMIT 1",
+            "SELECT last_n, tag, was, prev FROM sync_group WHERE origin = ?1 AND first <= ?2 AND first > ?3
+             ORDER BY last_n DESC LIMIT 1",
         )?;
-        let mut between = Vec::new();
+        let (mut between, mut passed) = (Vec::new(), HashSet::new());
         for (row, origin) in &self.origins {
-            let n = newest.query_row(params![row, base.0, self.common.0], |row| row.get(0)).optional()?;
-            between.extend(n.map(|n| (*row, *origin, n)));
+            let last: Option<(u64, i64, Option<String>, i64)> = newest
+                .query_row(params![row, base.0, self.common.0], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                })
+                .optional()?;
+            let Some((n, tag, was, prev)) = last else { continue };
+            let (newest, before) =
+                life::sealed_as(*origin, OriginSeq(n), tag as u64, was.as_deref(), prev as u64)?;
+            passed.extend(before);
+            between.push((was.is_none().then_some(*row), newest));
         }
+        between.retain(|(_, newest)| !passed.contains(newest));
         Ok(between)
     }
+}
+
+/// Whether what was seen of a change that the log has, in the row of its origin unless it goes by another, is all that was
+/// seen of one that is listed. One that stands further on may be of another life.
+fn is_before(tx: &Tx<'_>, row: Option<i64>, listed: Seen, newest: Seen) -> Result<bool, Error> {
+    if listed.origin != newest.origin || listed.n > newest.n {
+        return Ok(false);
+    }
+    Ok(match row {
+        _ if listed.tag == newest.tag => true,
+        Some(row) => log::tag_at(tx.conn, row, listed.n)? == Some(listed.tag),
+        None => false,
+    })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    entry::{Batch, Run},
+    entry::{Batch, Run, Seen},
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     transport::MESSAGE_MAX,
 };
@@ -81,8 +81,8 @@ pub(crate) enum PushStop {
     Gap { origin: Origin, expected: OriginSeq },
     /// The pusher's position is not in the log.
     Diverged,
-    /// The log holds another change under this number.
-    Forked { origin: Origin, n: OriginSeq },
+    /// The log has another life of the change's origin: it and what follows on it go by other names.
+    Forked { change: Seen },
 }
 
 /// A message that cannot be read. Nothing was done with any of it.

@@ -100,7 +100,7 @@ const TABLES: &[&str] = &[
     )",
     // Sealed changes of this device that the log does not show yet, in order. state: 'waiting' or 'blocked': its row had to
     // leave its table. rank: as in sync_entry, where it has been in a log before. group_last: number of the last change of its
-    // group, where it is the first. id: the stamp, which rises and is never used twice, so that what is pushed is found by it; of
+    // group, where it is the first. prev, was: as in sync_group. id: the stamp, which rises and is never used twice, so that what is pushed is found by it; of
     // what comes back from a log that was unwound, a lower number before all others. kind, record: as in sync_entry; of a
     // member, which is no record, model is 0.
     "CREATE TABLE sync_pending (
@@ -108,6 +108,8 @@ const TABLES: &[&str] = &[
         origin INTEGER NOT NULL,
         n INTEGER NOT NULL,
         tag INTEGER NOT NULL,
+        prev INTEGER NOT NULL,
+        was TEXT,
         base_term TEXT NOT NULL,
         base_seq INTEGER NOT NULL,
         seen TEXT NOT NULL,
@@ -169,7 +171,9 @@ const TABLES: &[&str] = &[
         floor_n INTEGER NOT NULL DEFAULT 0
     )",
     // What the entries of one sealed group share. last: seq of its last entry. last_n: number of its last change; the
-    // highest of an origin is the vector that makes every change take effect once. clock: this device's when it was
+    // highest of an origin is the vector that makes every change take effect once. prev: tag of the change before its
+    // first. was: origin and number as which its first was sealed, where it goes by another. seen: origin, number and tag of
+    // what was pending at the author, by what it was sealed as. clock: this device's when it was
     // appended here.
     "CREATE TABLE sync_group (
         first INTEGER PRIMARY KEY,
@@ -178,6 +182,8 @@ const TABLES: &[&str] = &[
         first_n INTEGER NOT NULL,
         last_n INTEGER NOT NULL,
         tag INTEGER NOT NULL,
+        prev INTEGER NOT NULL,
+        was TEXT,
         base_term TEXT NOT NULL,
         base_seq INTEGER NOT NULL,
         seen TEXT NOT NULL,

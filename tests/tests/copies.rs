@@ -167,22 +167,25 @@ async fn who_minted_an_origin_gives_what_is_pending_other_numbers_where_the_log_
 }
 
 #[tokio::test]
-async fn a_change_that_another_carries_and_nobody_can_number_is_a_dead_letter() {
+async fn what_another_carries_goes_by_another_name_too_where_the_log_has_others_under_its_numbers() {
     let mut scene = scene().await;
     let file = forked(&mut scene).await;
-    let twin = Closed::of(file, 3).reopen(register).await.unwrap();
-    twin.start(&scene.network).await;
-    twin.library.barrier().await.unwrap();
-    assert_eq!(number(&twin.file(), "SELECT count(*) FROM sync_pending"), 0);
+    let carried = copy(&Closed::of(file.clone(), 2), "carried");
+    let carrier = Closed::of(file, 3).reopen(register).await.unwrap();
+    carrier.start(&scene.network).await;
+    carrier.library.barrier().await.unwrap();
+    assert_eq!(number(&carrier.file(), "SELECT count(*) FROM sync_pending"), 0);
     assert_agreed(&scene).await;
-    assert_eq!(names(&scene.follower), "a first,b one,c one");
-    assert_eq!(names(&twin), "a first,b one,c one");
-    let letters = scene.leader.library.dead_letters().await.unwrap();
-    let held: Vec<_> = letters.iter().map(|l| (l.record.as_str(), l.values.to_json())).collect();
-    assert_eq!(held.iter().map(|(record, _)| *record).collect::<Vec<_>>(), ["x", "y"]);
-    assert!(held.iter().all(|(_, values)| values.contains("two")), "{held:?}");
-    // And are not kept twice, by whoever brings them again.
-    scene.leader.library.retry(letters[0].id).await.unwrap();
+    assert_eq!(names(&scene.follower), "a first,b one,c one,x two,y two");
+    assert_eq!(scene.leader.library.dead_letters().await.unwrap(), []);
+    // It is the same name whoever brings them.
+    let entries = scene.leader.log();
+    drop(carrier.close().await);
+    let author = Closed::of(carried, 2).reopen(register).await.unwrap();
+    author.start(&scene.network).await;
+    author.library.barrier().await.unwrap();
+    assert_eq!(number(&author.file(), "SELECT count(*) FROM sync_pending"), 0);
     assert_agreed(&scene).await;
-    assert_eq!(names(&scene.follower), "a first,b one,c one,x two");
+    assert_eq!(scene.leader.log(), entries, "nothing was sent into the log twice");
+    assert_eq!(names(&author), names(&scene.follower));
 }

@@ -56,6 +56,7 @@ fn whatever_happens_every_promise_is_kept() {
 const SOMETIMES: [&str; 15] = [
     "entry: conflict",
     "entry: derived",
+    "entry: of another life",
     "entry: refused",
     "event: set back",
     "lead: granted",
@@ -65,7 +66,6 @@ const SOMETIMES: [&str; 15] = [
     "log: became shorter",
     "rejoin: with a tail",
     "sent: grant",
-    "sent: push stopped, forked",
     "pending: blocked",
     "pending: under a pulled entry",
     "power: commits were lost",
@@ -272,4 +272,22 @@ fn what_an_entry_writes_over_shows_beside_what_is_pending() {
         Write(2, 366949452496),
     ];
     holds(55, 3, &[&before[..], &then].concat());
+}
+
+#[test]
+fn what_was_seen_of_one_life_is_not_what_stands_under_its_number_in_the_other() {
+    let before = [BackUp(0), Write(0, 392315224774), Round(2), Round(0), CrashIn(2, 503475441346)];
+    let then =
+        [Write(0, 1034502629254), Round(1), Round(0), Restore(0, true), Write(0, 719883403317), Round(1)];
+    holds(469, 3, &[&before[..], &then, &[CrashIn(0, 561580537833)]].concat());
+}
+
+#[test]
+fn a_leader_that_is_brought_what_it_forgot_does_not_number_on_beside_it() {
+    let before = [BackUp(0), Write(0, 392315224774), Round(1), Restore(0, true), Round(1)];
+    holds(
+        469,
+        2,
+        &[&before[..], &[Write(0, 1034502629254), Round(1), Write(1, 719883403317), Round(1)]].concat(),
+    );
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     Connection, Error, Library, Link, Role,
-    entry::{Batch, Body, Change, Entry, EntryKind, Group, Run, Shape},
+    entry::{Batch, Body, Change, Entry, EntryKind, Group, Run, Seen, Shape},
     id::{DeviceId, Incarnation, LibraryId, Origin, OriginSeq, Position, Seq, Term},
     status::Status,
     transport::{CHANNEL_QUEUE, Channel, MemoryNetwork, MemoryTransport, Transport},
@@ -174,6 +174,8 @@ fn batch(text: &str) -> Batch {
         device: LEADER,
         tag: 5,
         base: Position { term: term(1, 1), seq: Seq(1) },
+        prev: 0,
+        was: None,
         seen: Vec::new(),
         first_n: OriginSeq(1),
         last_n: OriginSeq(1),
@@ -566,7 +568,8 @@ async fn a_push_takes_effect_once_and_a_gap_or_a_fork_not_at_all() {
     assert!(matches!(answer(&pushed(1, 7)).await, Message::Pushed { .. }), "known");
     let gap = PushStop::Gap { origin: pushed(1, 7).groups[0].origin, expected: OriginSeq(2) };
     assert!(matches!(answer(&pushed(3, 7)).await, Message::PushStopped { why, .. } if why == gap));
-    let fork = PushStop::Forked { origin: pushed(1, 7).groups[0].origin, n: OriginSeq(1) };
+    let fork =
+        PushStop::Forked { change: Seen { origin: pushed(1, 8).groups[0].origin, n: OriginSeq(1), tag: 8 } };
     assert!(matches!(answer(&pushed(1, 8)).await, Message::PushStopped { why, .. } if why == fork));
     let mut strangers = pushed(2, 7);
     strangers.groups[0].device = DeviceId([9; 32]);

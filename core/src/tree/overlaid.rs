@@ -73,6 +73,8 @@ fn batch(after: Position, put: &[(&str, Option<&str>)]) -> Arrived {
         device: LEADER,
         tag: first,
         base: after,
+        prev: 0,
+        was: None,
         seen: Vec::new(),
         first_n: OriginSeq(first),
         last_n: OriginSeq(last),

@@ -10,8 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{Unreadable, follows, outcomes, outcomes::OutcomeHead};
 use crate::{
-    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Shape},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Seen, Shape},
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
+    life,
     log::BATCH_ENTRIES,
     value::{self, Bytes, Value},
 };
@@ -68,7 +69,9 @@ struct GroupHead {
     device: DeviceId,
     tag: u64,
     base: Position,
-    seen: Vec<(Origin, OriginSeq)>,
+    prev: u64,
+    was: Option<(Origin, OriginSeq)>,
+    seen: Vec<Seen>,
     first_n: OriginSeq,
     last_n: OriginSeq,
     first: Seq,
@@ -528,9 +531,14 @@ fn check_groups(groups: &[Group], after: Seq, last: Seq) -> Result<(), &'static 
         if group.first > last || group.last <= after {
             return Err("a group has no entry among them");
         }
-        let largest = group.last.0.max(group.last_n.0).max(group.base.seq.0);
+        let seen = group.seen.iter().map(|seen| seen.n.0).max().unwrap_or(0);
+        let was = group.was.map_or(0, |(_, first)| first.0);
+        let largest = group.last.0.max(group.last_n.0).max(group.base.seq.0).max(seen).max(was);
         if group.first_n.0 == 0 || group.last_n < group.first_n || largest > NUMBER_MAX {
             return Err("a group's numbers are over the limits");
+        }
+        if group.was.is_some_and(|(origin, _)| group.origin != life::other_origin(origin, group.tag)) {
+            return Err("a group goes by an origin that does not follow from what it was sealed as");
         }
         let part = group.first <= after || group.last > last;
         if part && (groups.len() > 1 || group.first > Seq(after.0 + 1)) {
@@ -573,13 +581,15 @@ impl ShapeHead {
 
 impl GroupHead {
     fn of(group: &Group) -> Self {
-        let Group { origin, device, tag, base, seen, first_n, last_n, first, last } = group.clone();
-        Self { origin, device, tag, base, seen, first_n, last_n, first, last, next_n: first_n }
+        let Group { origin, device, tag, base, prev, was, seen, first_n, last_n, first, last } =
+            group.clone();
+        Self { origin, device, tag, base, prev, was, seen, first_n, last_n, first, last, next_n: first_n }
     }
 
     fn into_group(self) -> Group {
-        let Self { origin, device, tag, base, seen, first_n, last_n, first, last, next_n: _ } = self;
-        Group { origin, device, tag, base, seen, first_n, last_n, first, last }
+        let Self { origin, device, tag, base, prev, was, seen, first_n, last_n, first, last, next_n: _ } =
+            self;
+        Group { origin, device, tag, base, prev, was, seen, first_n, last_n, first, last }
     }
 }
 
@@ -604,7 +614,9 @@ mod tests {
             device: DeviceId([3; 32]),
             tag: u64::MAX,
             base: Position::EMPTY,
-            seen: vec![(Origin(uuid::Uuid::from_u128(8)), OriginSeq(4))],
+            prev: u64::MAX,
+            was: None,
+            seen: vec![Seen { origin: Origin(uuid::Uuid::from_u128(8)), n: OriginSeq(4), tag: 7 }],
             first_n: OriginSeq(first_n),
             last_n: OriginSeq(first_n + last - first),
             first: Seq(first),
@@ -757,8 +769,9 @@ mod tests {
                 };
                 let (seq, n) = (Seq(u64::from(i) + 1), Some(OriginSeq(1)));
                 batch.entries.push(Entry { seq, term: term(NUMBER_MAX), n, body: Body::Change(change) });
+                let origin = Origin(uuid::Uuid::from_u128(8));
                 let seen = vec![
-                    (Origin(uuid::Uuid::from_u128(8)), OriginSeq(NUMBER_MAX));
+                    Seen { origin, n: OriginSeq(NUMBER_MAX), tag: u64::MAX };
                     if much { usize::from(i) } else { 0 }
                 ];
                 let base = Position { term: term(NUMBER_MAX), seq: Seq(NUMBER_MAX) };
@@ -801,6 +814,12 @@ mod tests {
         assert!(text.contains("numbers are over the limits"), "{text}");
         let text = refusal(|c| c.groups[1].last = Seq(u64::MAX));
         assert!(text.contains("limit") || text.contains("part of a group"), "{text}");
+        let text = refusal(|c| c.groups[1].seen[0].n = OriginSeq(u64::MAX));
+        assert!(text.contains("limit"), "{text}");
+        let text = refusal(|c| c.groups[1].was = Some((c.groups[1].origin, OriginSeq(u64::MAX))));
+        assert!(text.contains("limit"), "{text}");
+        let text = refusal(|c| c.groups[1].was = Some((c.groups[1].origin, OriginSeq(1))));
+        assert!(text.contains("does not follow from what it was sealed as"), "{text}");
         let text = refusal(|c| c.stamps[0] = -1);
         assert!(text.contains("a stamp is over the limit"), "{text}");
         let text = refusal(|c| c.ranks[0].1 = u64::MAX);

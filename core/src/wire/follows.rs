@@ -138,6 +138,8 @@ mod tests {
             device: DeviceId([3; 32]),
             tag: 7,
             base: Position::EMPTY,
+            prev: 0,
+            was: None,
             seen: Vec::new(),
             first_n: OriginSeq(1),
             last_n: OriginSeq(last),

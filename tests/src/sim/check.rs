@@ -214,6 +214,9 @@ impl Simulation {
             let text = format!("{here} holds of {name} {:?}, not {:?}", entry.authored, change.authored);
             return Err(Broken::new("kept", text));
         }
+        if entry.is_otherwise {
+            self.counters.count("entry: of another life");
+        }
         let is_conflict = !entry.conflicts.is_empty();
         // However often a rejoin brings it into a log.
         if self.counted.0.insert(id) {

@@ -103,6 +103,8 @@ pub struct Entry {
     pub conflicts: Vec<String>,
     /// It is a dead letter.
     pub is_dead: bool,
+    /// It goes by another origin than the one in which it was sealed.
+    pub is_otherwise: bool,
 }
 
 /// A change that waits for the log.
@@ -188,7 +190,7 @@ impl Hasher for Fnv {
 }
 
 const ENTRIES: &str = "SELECT e.seq, e.kind, e.n, e.stamp, e.rank, e.at, m.name, e.record, e.existed, l.fields, e.fields,
-        e.data, e.change, e.mark, e.actor, e.decides, o.origin, o.device, g.first, g.last, g.tag, g.base_term, g.base_seq, g.seen,
+        e.data, e.change, e.mark, e.actor, e.decides, o.origin, o.device, g.first, g.last, g.tag, g.base_term, g.base_seq, g.seen, g.prev, g.was,
         (SELECT t.number || '/' || t.leader || '/' || t.counter || '/' || t.nonce FROM sync_term t
             WHERE t.first <= e.seq ORDER BY t.first DESC LIMIT 1)
     FROM sync_entry e LEFT JOIN sync_model m ON m.id = e.model LEFT JOIN sync_layout l ON l.id = e.layout
@@ -229,7 +231,7 @@ pub fn entries(conn: &Connection, after: u64) -> rusqlite::Result<Vec<Entry>> {
 }
 
 fn read_entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry> {
-    let term = row.get::<_, Option<String>>(24)?.unwrap_or_default();
+    let term = row.get::<_, Option<String>>(26)?.unwrap_or_default();
     let kind: i64 = row.get(1)?;
     let model: Option<String> = row.get(6)?;
     let table = model.and_then(|name| Table::index(&name));
@@ -240,7 +242,7 @@ fn read_entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry> {
     let authored: Option<String> = row.get(12)?;
     let mut entry = Entry {
         seq: row.get(0)?,
-        digest: digest(row, 1..24, &term)?,
+        digest: digest(row, 1..26, &term)?,
         term,
         kind,
         n: row.get(2)?,
@@ -256,6 +258,7 @@ fn read_entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry> {
         refused: None,
         conflicts: Vec::new(),
         is_dead: false,
+        is_otherwise: row.get::<_, Option<String>>(25)?.is_some(),
     };
     let Some(table) = table.map(|table| &TABLES[table]) else { return Ok(entry) };
     let cells = data.as_deref().map(json_cells);

@@ -561,8 +561,12 @@ impl Simulation {
             _ => 9,
         };
         crash_after(Some((choice / 81 % places) as u32));
+        let is_other = !(choice / 243).is_multiple_of(2);
         let done = match what {
-            0 => self.step(of, Replica::seal).map(drop).and_then(|()| self.observe(of)),
+            0 => {
+                let step = if is_other { Replica::rest } else { Replica::seal };
+                self.step(of, step).map(drop).and_then(|()| self.observe(of))
+            }
             1 => {
                 self.devices[of].crash();
                 self.wake(of)
@@ -574,6 +578,7 @@ impl Simulation {
             4 | 5 => self.leader_of(of).and_then(|to| self.round(of, to)),
             6 => self.take_over(of),
             7 => self.hand_over(of, (of + 1) % self.devices.len()),
+            _ if is_other => self.cut_off_grant(of, (choice / 81 % places) as u32),
             _ => self.reclaim(of),
         };
         crash_after(None);
@@ -583,6 +588,24 @@ impl Simulation {
         }
         self.wake(of)?;
         self.observe(of)
+    }
+
+    /// Hands over to the next device, which is cut off when the grant arrives.
+    fn cut_off_grant(&mut self, of: usize, after: u32) -> Done {
+        crash_after(None);
+        let to = (of + 1) % self.devices.len();
+        self.round(to, of)?;
+        self.hand_over(of, to)?;
+        for _ in 0..MESSAGES_MAX {
+            self.serve(of, to)?;
+            let Some(packet) = self.network.take_between(of, to) else { return Ok(()) };
+            if replica::kind(&packet.bytes) == "grant" {
+                crash_after(Some(after));
+                return self.deliver(packet);
+            }
+            self.deliver(packet)?;
+        }
+        Ok(())
     }
 
     /// Makes a device's database an older state of itself, or another's.
