@@ -281,8 +281,8 @@ async fn a_group_of_large_rows_travels_in_parts_that_hold_few() {
         .write(&(0..6).map(insert).collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>())
         .await;
     leader.sealed().await;
-    // What came before the group, and two of its parts.
-    let (follower, messages) = doled(&site, 2, 3).await;
+    // Where the leader stands, what came before the group, and two of its parts.
+    let (follower, messages) = doled(&site, 2, 4).await;
     eventually("two parts are put aside", async || (parts(&follower) == 2).then_some(())).await;
     let largest = number(&follower.path, "SELECT max(length(message)) FROM sync_incoming");
     assert!(largest < 5 << 19, "three rows would be more than a batch: {largest} bytes");
