@@ -202,16 +202,16 @@ struct Three {
 }
 
 impl Three {
-    /// The second notices soon when it hears nothing of the leader.
+    /// Both notice soon when they hear nothing of the leader, and the third is to lead next.
     async fn set() -> Self {
         let site = Site::new();
-        let id = site.id;
+        let (id, failover) = (site.id, Failover::after(Duration::from_millis(600)));
         let leader = site.leader().await;
-        let third = site.follower(3).await;
-        // It notices silence early, and does not lead, since the leader hears it.
-        let failover = Failover::after(Duration::from_millis(600));
-        let path = site.path("second");
-        let second = Device::open(&path, |library| library.join(id).failover(failover)).await.unwrap();
+        let open = async |name: &str, failover: Failover| {
+            Device::open(&site.path(name), |library| library.join(id).failover(failover)).await.unwrap()
+        };
+        let third = open("third", failover.priority(9)).await.plug(&site.network, 3).await;
+        let second = open("second", failover).await;
         let (gone, sought) = (watch::Sender::new(None), Arc::new(AtomicUsize::new(0)));
         let inner = site.network.plug(device(2));
         let transport = Vanishing { inner, gone: gone.subscribe(), sought: Arc::clone(&sought) };
@@ -229,8 +229,8 @@ async fn a_leader_that_vanishes_while_it_is_sent_to_is_missed_all_the_same() {
     for i in 0..20 {
         three.second.write(&[&format!("INSERT INTO items (id, name) VALUES ('s{i}', '')")]).await;
     }
-    let sought = async || (three.sought.load(Ordering::Relaxed) > 0).then_some(());
-    eventually("it looks for the leader", sought).await;
+    let status = three.second.shows("it misses the leader", |s| s.link != Link::Online).await;
+    assert_eq!(status.role, Role::Follower, "the third hears the leader");
 }
 
 #[tokio::test]
@@ -239,7 +239,7 @@ async fn who_waits_for_a_leader_that_has_vanished_follows_the_next_at_once() {
     gone.send_replace(Some(device(1)));
     eventually("it looks for the leader", async || (sought.load(Ordering::Relaxed) > 0).then_some(())).await;
     leader.give_up().await;
-    soon("a takeover", third.library.take_over(TakeOver::FORCED)).await.unwrap();
+    third.shows("it leads", |s| s.role == Role::Leader).await;
     // Half as long as an opening may take.
     let follows = second.shows("it follows", |s| s.leader == Some(device(3)) && s.link == Link::Online);
     assert!(tokio::time::timeout(Duration::from_secs(5), follows).await.is_ok(), "{:?}", second.status());
