@@ -158,7 +158,7 @@ impl Writer {
         let seed = self.name.bytes().chain(self.life.bytes()).fold(7, |seed, b| seed * 31 + u64::from(b));
         let mut dice = Dice(seed);
         self.found().await;
-        for n in 0.. {
+        for n in 0_u64.. {
             while self.library.status().borrow().pending > PENDING_MAX {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
@@ -167,7 +167,8 @@ impl Writer {
                 return std::future::pending().await;
             }
             let name = format!("{}{}.{n}", self.name, self.life);
-            self.transact(name, &mut dice, &notes).await;
+            let work = Work::choose(n, &mut dice);
+            self.transact(name, work, &mut dice, &notes).await;
             tokio::time::sleep(Duration::from_millis(dice.roll(PAUSE_MAX))).await;
         }
     }
@@ -188,8 +189,7 @@ impl Writer {
         }
     }
 
-    async fn transact(&self, name: String, dice: &mut Dice, notes: &Arc<Mutex<Notes>>) {
-        let work = Work::choose(dice);
+    async fn transact(&self, name: String, work: Work, dice: &mut Dice, notes: &Arc<Mutex<Notes>>) {
         let is_atomic = work.is_atomic(dice);
         let say = |line: &Line| notes.lock().unwrap().say(line).unwrap();
         let mut inner = Dice(dice.roll(u64::MAX));
