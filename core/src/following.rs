@@ -87,7 +87,7 @@ pub(crate) struct Pushes {
 
 /// A push, to be sent when the log is durable (rule D), and what is pushed then.
 pub(crate) struct NextPush {
-    pub(crate) message: Message,
+    pub(crate) message: Vec<u8>,
     upto: PushedUpTo,
 }
 
@@ -110,14 +110,15 @@ impl Pushes {
         let read = conn.unchecked_transaction()?;
         let Some(replica) = store::replica(&read)? else { return Ok(None) };
         let Some(push) = pending::read(&read, models, &self.upto)? else { return Ok(None) };
-        let message = Message::push(replica.max_seen, replica.top, &push.batch);
+        let message = Message::push(replica.max_seen, replica.top, &push.batch).encode();
         Ok(Some(NextPush { message, upto: PushedUpTo::after(&push) }))
     }
 
-    /// It goes out now.
-    pub(crate) fn sent(&mut self, push: &NextPush) {
-        self.upto.clone_from(&push.upto);
+    /// It goes out now: as this.
+    pub(crate) fn sent(&mut self, push: NextPush) -> Vec<u8> {
+        self.upto = push.upto;
         self.unanswered += 1;
+        push.message
     }
 
     /// The leader has taken one; an end where there was none to take.

@@ -521,6 +521,9 @@ impl Inbox {
     }
 }
 
+/// What reading a push has come to, on a task of its own.
+type ReadPush = Result<Result<Option<NextPush>, Error>, JoinError>;
+
 struct Session<'s> {
     shared: &'s Arc<Shared>,
     following: Following,
@@ -537,7 +540,7 @@ struct Session<'s> {
     syncing: JoinSet<Result<Position, Error>>,
     pushes: Pushes,
     /// Reads what is to be pushed next, beside the engine; one at a time.
-    reading: JoinSet<Result<Option<(NextPush, Vec<u8>)>, Error>>,
+    reading: JoinSet<Result<Option<NextPush>, Error>>,
     /// What was captured before the session is pending.
     is_sealed: bool,
 }
@@ -651,29 +654,24 @@ impl Session<'_> {
             let readers = &shared.library.readers;
             let path = readers.path().to_owned();
             let read = move |conn: &Connection, models: &[Model]| {
-                let Some(next) = pushes.next(conn, models)? else { return Ok(None) };
-                // What is told of is durable first (rule D).
-                store::sync_log(&path)?;
-                let bytes = next.message.encode();
-                Ok(Some((next, bytes)))
+                let next = pushes.next(conn, models)?;
+                if next.is_some() {
+                    // What is told of is durable first (rule D).
+                    store::sync_log(&path)?;
+                }
+                Ok(next)
             };
             readers.run(read).await
         });
     }
 
     /// Pushes what was read, and has the next read.
-    async fn push(
-        &mut self,
-        read: Option<Result<Result<Option<(NextPush, Vec<u8>)>, Error>, JoinError>>,
-    ) -> Result<(), Error> {
+    async fn push(&mut self, read: Option<ReadPush>) -> Result<(), Error> {
         let Some(read) = read else { return Ok(()) };
-        let Some((next, bytes)) = read.map_err(|e| Error::Stopped { reason: e.to_string() })?? else {
-            return Ok(());
-        };
-        self.pushes.sent(&next);
-        drop(next);
+        let Some(next) = read.map_err(|e| Error::Stopped { reason: e.to_string() })?? else { return Ok(()) };
+        let message = self.pushes.sent(next);
         self.begin_pushing(self.pending_ends());
-        self.sender.queue(bytes, None).await
+        self.sender.queue(message, None).await
     }
 
     /// Waits for a step of the engine, and pushes meanwhile.

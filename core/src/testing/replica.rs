@@ -256,8 +256,7 @@ impl Replica {
         let Some(next) = self.pushes.next(store.connection(), store.models())? else { return Ok(None) };
         // What is told of is durable first (rule D).
         self.driver.store.sync()?;
-        self.pushes.sent(&next);
-        Ok(Some(next.message.encode()))
+        Ok(Some(self.pushes.sent(next)))
     }
 
     /// Says to whom it follows what it has durably.
