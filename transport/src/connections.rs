@@ -4,16 +4,12 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use quinn::{Connection, ConnectionStats};
 use tidelog::id::DeviceId;
 
 use crate::{codes::EndCode, limits::CONNECTIONS_PER_DEVICE, peers::Peers};
-
-/// What a peer may wait before it confirms, and in which what is left to be sent is sent.
-const ACK_DELAY: Duration = Duration::from_millis(25);
 
 /// What a transport has sent and received since it was bound, on connections whose handshake succeeded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,16 +96,6 @@ impl Connections {
         for entry in self.lock().by_device.get(&device).into_iter().flatten() {
             entry.connection.close(EndCode::Removed.into(), b"");
         }
-    }
-
-    /// How long the connections that are open take to end in good order, by the times that QUIC has for it: three times
-    /// what it waits for an answer, on the slowest of them.
-    pub(crate) fn farewell(&self) -> Duration {
-        let live = self.lock();
-        let open =
-            live.by_device.values().flatten().filter(|entry| entry.connection.close_reason().is_none());
-        let answer = |entry: &Entry| 4 * entry.connection.rtt() + ACK_DELAY;
-        open.map(|entry| 3 * answer(entry)).max().unwrap_or(ACK_DELAY)
     }
 
     pub(crate) fn stats(&self) -> QuicStats {

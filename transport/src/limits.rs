@@ -23,6 +23,11 @@ pub const HANDSHAKES_PENDING: usize = 64;
 /// A handshake that takes longer is given up by the side that notices.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What a way there and back is taken to last until it is known. A first packet that is lost is sent anew after three times this,
+/// and a dial that nobody answers takes nine times this to end when the transport is closed; until then the port is not free.
+/// QUIC's own guess, 333 ms, is more than a device that looks for a leader waits for an answer.
+pub(crate) const INITIAL_RTT: Duration = Duration::from_millis(100);
+
 /// Time for the peer to answer the first frame of a channel; then `open` tries once on a fresh connection.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -35,7 +35,7 @@ use crate::{
     identity::Identity,
     limits::{
         ANSWER_TIMEOUT, CLOSE_TIMEOUT, CONNECTION_WINDOW, FRAME_TIMEOUT, HANDSHAKE_TIMEOUT,
-        HANDSHAKES_PENDING, IDLE_TIMEOUT, KEEP_ALIVE, SEND_WINDOW, SLOT_TIMEOUT, STREAM_WINDOW,
+        HANDSHAKES_PENDING, IDLE_TIMEOUT, INITIAL_RTT, KEEP_ALIVE, SEND_WINDOW, SLOT_TIMEOUT, STREAM_WINDOW,
         STREAMS_ALLOWED,
     },
     peers::{Peer, Peers},
@@ -238,11 +238,9 @@ impl Quic {
     /// [`CLOSE_TIMEOUT`]. Channels that still exist break; the port is free once they are dropped, too.
     pub async fn close(&self) {
         self.shared.lingering.settled().await;
-        // A dial that nobody answers takes as long to end as it would have gone without an answer, and nobody hears of that.
-        let patience = self.shared.connections.farewell().min(CLOSE_TIMEOUT);
         self.shared.shut();
         // Peers that do not answer are not waited for.
-        let _ = timeout(patience, self.shared.endpoint.wait_idle()).await;
+        let _ = timeout(CLOSE_TIMEOUT, self.shared.endpoint.wait_idle()).await;
     }
 }
 
@@ -307,6 +305,7 @@ fn transport_config() -> TransportConfig {
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(SEND_WINDOW)
+        .initial_rtt(INITIAL_RTT)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT.as_millis() as u32))));
     config
