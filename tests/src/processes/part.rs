@@ -30,7 +30,7 @@ use crate::{
 const FAILOVER: Duration = Duration::from_millis(700);
 /// Longest pause between two transactions, in ms.
 const PAUSE_MAX: u64 = 24;
-/// Changes that may wait for the log while this process writes on: what is left in the end has to be sequenced in time.
+/// Changes that may wait for the log while this process writes on and follows: what is left in the end has to be sequenced in time.
 const PENDING_MAX: u64 = 400;
 /// How often it looks where the others are, and whether it is to stop writing.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -159,7 +159,7 @@ impl Writer {
         let mut dice = Dice(seed);
         self.found().await;
         for n in 0_u64.. {
-            while self.library.status().borrow().pending > PENDING_MAX {
+            while self.is_far_behind() {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
             if self.place.is_enough() {
@@ -171,6 +171,13 @@ impl Writer {
             self.transact(name, work, &mut dice, &notes).await;
             tokio::time::sleep(Duration::from_millis(dice.roll(PAUSE_MAX))).await;
         }
+    }
+
+    /// Whether the log does not keep up. Where nobody takes what is pending, writing goes on.
+    fn is_far_behind(&self) -> bool {
+        let status = self.library.status();
+        let status = status.borrow();
+        status.link == Link::Online && status.pending > PENDING_MAX
     }
 
     /// Makes what is there in the beginning, or waits until it is there.
