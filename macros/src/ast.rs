@@ -41,7 +41,7 @@ impl<'a> Model<'a> {
                 continue;
             }
             let attrs = FieldAttrs::parse(&field.attrs, &mut errors);
-            fields.push(Field { ident, ty: &field.ty, column: fields.len(), attrs, sea_orm });
+            fields.push(Field { ident, ty: bare(&field.ty), column: fields.len(), attrs, sea_orm });
         }
         let model = Self { ident: &input.ident, attrs, sea_orm: SeaOrm::parse(&input.attrs), fields };
         errors.finish().map(|()| model)
@@ -69,6 +69,14 @@ impl<'a> Model<'a> {
             !(ty.ends_with("String") || ty.ends_with("Uuid"))
         });
         counts.then_some(field)
+    }
+}
+
+/// A type as it is written: what a macro was given as one comes in a group without delimiters.
+fn bare(ty: &syn::Type) -> &syn::Type {
+    match ty {
+        syn::Type::Group(group) => bare(&group.elem),
+        ty => ty,
     }
 }
 
