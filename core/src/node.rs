@@ -180,12 +180,9 @@ impl Shared {
         }
         // In another term they begin anew.
         let of_term = |(_, slot): &(&DeviceId, &Slot)| slot.lead == lead;
-        let stable = members.iter().map(|member| match slots.get(member) {
-            _ if *member == self.transport.device() => None,
-            Some(slot) if slot.lead == lead => Some(slot.confirmed.seq),
-            _ => Some(Seq(0)),
+        let stable = serving::stable(&members, self.transport.device(), |member| {
+            slots.get(&member).filter(|slot| slot.lead == lead).map(|slot| slot.confirmed.seq)
         });
-        let stable = stable.flatten().min().unwrap_or(Seq(0));
         let mut followers: Vec<_> = slots
             .iter()
             .filter(of_term)

@@ -251,6 +251,16 @@ fn tell_changes(
     Ok(())
 }
 
+/// Up to where all members have what `own` leads, by what each has confirmed in its term.
+pub(crate) fn stable(
+    members: &[DeviceId],
+    own: DeviceId,
+    confirmed: impl Fn(DeviceId) -> Option<Seq>,
+) -> Seq {
+    let others = members.iter().filter(|member| **member != own);
+    others.map(|member| confirmed(*member).unwrap_or(Seq(0))).min().unwrap_or(Seq(0))
+}
+
 /// Whether what a peer says of terms counts: it is a member, or the log has yet to name any and it is configured.
 fn is_heard(tx: &Tx<'_>, peer: Peer) -> Result<bool, Error> {
     Ok(term::is_member(tx.conn, peer.device)? || (peer.is_configured && tx.replica()?.top.seq == Seq(0)))

@@ -99,6 +99,8 @@ pub struct Replica {
     /// Who asks to follow it and has yet to tell of its log.
     asking: BTreeMap<DeviceId, Subscription>,
     served: BTreeMap<DeviceId, Follower>,
+    /// Up to where all members have confirmed, as far as it was told or has found as a leader.
+    stable: Seq,
     wal: PathBuf,
 }
 
@@ -139,6 +141,7 @@ impl Replica {
             unwinding: None,
             asking: BTreeMap::new(),
             served: BTreeMap::new(),
+            stable: Seq(0),
             wal,
         })
     }
@@ -339,9 +342,19 @@ impl Replica {
         Ok(Message::Inquire { max_seen: self.standing()?.max_seen }.encode())
     }
 
-    /// What each follower has confirmed in this term, as its leader knows it.
-    pub fn confirmed(&self) -> BTreeMap<DeviceId, Position> {
-        self.served.iter().map(|(device, follower)| (*device, follower.confirmed)).collect()
+    /// Up to where all members have what its log holds, as far as it knows.
+    pub fn stable(&self) -> u64 {
+        self.stable.0
+    }
+
+    /// What each follower has confirmed in the present term, as its leader knows it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn confirmed(&self) -> Result<BTreeMap<DeviceId, Position>, Error> {
+        let lead = self.standing()?.max_seen;
+        let followers = self.served.iter().filter(|(_, follower)| follower.served.lead == lead);
+        Ok(followers.map(|(device, follower)| (*device, follower.confirmed)).collect())
     }
 
     /// Takes a message.
@@ -406,7 +419,7 @@ impl Replica {
                     position: self.standing()?.top,
                     clock: self.identity.world.now(),
                     answers: 0,
-                    stable: Seq(0),
+                    stable: self.stable,
                 };
                 let mut replies = vec![top.encode()];
                 replies.extend(self.serve(device)?);
@@ -437,6 +450,11 @@ impl Replica {
             serving::adopt(&mut self.driver, max_seen)?;
         }
         follower.confirmed = position;
+        let confirmed = self.confirmed()?;
+        let members = Arc::clone(&self.pulse.borrow().members);
+        let of = |member: DeviceId| confirmed.get(&member).map(|position| position.seq);
+        let stable = serving::stable(&members, self.identity.device, of);
+        self.stable = self.stable.max(stable);
         serving::note(&mut self.driver, from, position)?;
         Ok(Came::default())
     }
@@ -474,6 +492,9 @@ impl Replica {
             Heard::Pushed if self.pushes.answered(from).is_some() => {
                 self.following = None;
                 came.ended = Some("it answers a push that was not made".into());
+            }
+            Heard::Top { stable, .. } => {
+                self.stable = self.stable.max(stable.min(self.standing()?.top.seq));
             }
             Heard::End(end) => {
                 self.following = None;

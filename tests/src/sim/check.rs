@@ -6,13 +6,15 @@
 //! | `order` | who holds the same position holds the same entry and the same before it; in a term only its device appends |
 //! | `fencing` | nobody goes back behind a term that it has shown |
 //! | `positions` | a log becomes shorter only where that is said |
-//! | `stable` | what all had confirmed stays, unless a database was replaced |
+//! | `stable` | what all had confirmed stays, and nobody takes more for that, unless a database was replaced |
 //! | `captured` | a seal makes of what was committed what it must, and of nothing nothing |
 //! | `once` | no change is twice in a log |
 //! | `kept` | an entry holds its author's values; no step drops the last copy of a change |
 //! | `conflicts` | there is a conflict where two had not seen each other, and nowhere else |
 //! | `deleted` | what was deleted comes back only knowingly |
 //! | `fold` | the tables are the log's fold with what is pending laid over it |
+//! | `tree` | no folder is above itself |
+//! | `local` | a local column holds what the application here wrote, and nothing of it leaves |
 //! | `references` | every foreign key refers to something |
 //! | `totals` | what adds up adds up |
 //! | `level` | once all is well, all devices become the same |
@@ -29,7 +31,7 @@ use super::{
     Broken, Device, Done, Known, ROUNDS_MAX, Simulation, View, failed,
     mirror::{self, Entry, Pending, Rows},
     oracle::Set,
-    workload::{TABLES, TOTAL, Table},
+    workload::{FOLDER_PARENT, TABLES, TOTAL, Table},
 };
 
 fn sql(of: usize) -> impl Fn(rusqlite::Error) -> Broken {
@@ -57,6 +59,7 @@ impl Simulation {
         if outbox.is_empty() {
             self.check_tables(of)?;
         }
+        self.check_local(of)?;
         self.devices[of].step(Replica::checkpoint).map_err(|e| failed(of, "a checkpoint", &e))?;
         Ok(())
     }
@@ -180,6 +183,9 @@ impl Simulation {
             self.counters.count("pending: under a pulled entry");
         }
         mirror::lay(&mut view.folded, &entry);
+        if let (Some((_, id)), Some(None)) = (&entry.record, &entry.effect) {
+            view.gone.insert(id.clone());
+        }
         view.log.push(entry);
         view.causes.push(cause);
         Ok(())
@@ -300,14 +306,57 @@ impl Simulation {
             return Err(Broken::new("fencing", text));
         }
         self.trace.write(format!("{standing:?}").as_bytes());
-        if standing.leads() {
-            let confirmed = replica.confirmed();
-            let all = confirmed.len() + 1 == self.devices.len();
-            let upto = confirmed.values().map(|position| position.seq.0).min().filter(|_| all).unwrap_or(0);
-            let upto = (upto as usize).min(self.views[of].log.len());
-            if upto > self.stable.len() {
-                self.stable = self.views[of].log[..upto].iter().map(|entry| entry.digest).collect();
+        // Nobody has, of a term that is not its own.
+        let confirmed = replica.confirmed().map_err(|e| failed(of, "looking", &e))?;
+        let all = confirmed.len() + 1 == self.devices.len();
+        let upto = confirmed.values().map(|position| position.seq.0).min().filter(|_| all).unwrap_or(0);
+        let upto = (upto as usize).min(self.views[of].log.len());
+        if upto > self.stable.len() {
+            self.stable = self.views[of].log[..upto].iter().map(|entry| entry.digest).collect();
+        }
+        let told = self.devices[of].replica.as_ref().map_or(0, Replica::stable) as usize;
+        let log = self.views[of].log.iter().map(|entry| entry.digest);
+        if !self.is_restored && told > 0 {
+            self.counters.count("stable: told");
+            if told > self.stable.len() || !log.take(told).eq(self.stable[..told].iter().copied()) {
+                let text = format!(
+                    "device {of} takes all up to {told} for confirmed by all, and that is so up to {}",
+                    self.stable.len()
+                );
+                return Err(Broken::new("stable", text));
             }
+        }
+        Ok(())
+    }
+
+    /// A local column holds what the application here wrote into it, for as long as the row is there.
+    fn check_local(&mut self, of: usize) -> Done {
+        let app = self.devices[of].app.as_ref().expect("it is up");
+        let held = mirror::local(app).map_err(sql(of))?;
+        let view = &mut self.views[of];
+        let before = view.local.replace(held);
+        let (Some(before), Some(held)) = (before, &view.local) else { return Ok(()) };
+        for (id, value) in held {
+            let due = before.get(id).copied().flatten();
+            // A row that was gone meanwhile is another.
+            if *value != due && !(value.is_none() && view.gone.contains(id)) {
+                let text = format!("doc {id} on device {of} holds {value:?} in a local column, not {due:?}");
+                return Err(Broken::new("local", text));
+            }
+        }
+        if held.values().any(Option::is_some) {
+            self.counters.count("local: kept");
+        }
+        Ok(())
+    }
+
+    /// Nothing of a local column is in the log or on its way there.
+    fn check_local_stays(&self, of: usize) -> Done {
+        let app = self.devices[of].app.as_ref().expect("it is up");
+        let names = "SELECT EXISTS (SELECT 1 FROM sync_layout WHERE fields LIKE '%opened%')";
+        let leaves: bool = app.query_row(names, [], |row| row.get(0)).map_err(sql(of))?;
+        if leaves {
+            return Err(Broken::new("local", format!("the log of device {of} knows a local column")));
         }
         Ok(())
     }
@@ -355,6 +404,7 @@ impl Simulation {
         if shown != due {
             return Err(Broken::new("fold", format!("device {of}: {}", difference(&shown, &due))));
         }
+        check_tree(of, &shown)?;
         check_total(of, &shown)
     }
 
@@ -376,6 +426,7 @@ impl Simulation {
             let shown = mirror::tables(app).map_err(sql(of))?;
             check_total(of, &shown)?;
             self.check_sums(of)?;
+            self.check_local_stays(of)?;
         }
         Ok(())
     }
@@ -541,6 +592,28 @@ fn term_of(text: &str) -> Option<Term> {
     let (number, leader) = (parts.next()?.parse().ok()?, DeviceId::parse(parts.next()?)?);
     let (counter, nonce) = (parts.next()?.parse().ok()?, parts.next()?.parse::<i64>().ok()? as u64);
     Some(Term { number, leader, incarnation: Incarnation { counter, nonce } })
+}
+
+/// No folder is above itself.
+fn check_tree(of: usize, shown: &Rows) -> Done {
+    let parent = |record: &mirror::Record| match shown.get(record).map(|row| &row[FOLDER_PARENT]) {
+        Some(mirror::Cell::Text(parent)) => Some((record.0, parent.clone())),
+        _ => None,
+    };
+    for record in shown.keys().filter(|record| TABLES[record.0].name == "folders") {
+        let mut above = parent(record);
+        for _ in 0..shown.len() {
+            let Some(at) = above else { break };
+            if at == *record {
+                return Err(Broken::new(
+                    "tree",
+                    format!("{} on device {of} is above itself", record_name(record)),
+                ));
+            }
+            above = parent(&at);
+        }
+    }
+    Ok(())
 }
 
 fn check_total(of: usize, shown: &Rows) -> Done {

@@ -363,6 +363,12 @@ pub fn tables(conn: &Connection) -> rusqlite::Result<Rows> {
     Ok(all)
 }
 
+/// What the local column holds, by record.
+pub fn local(conn: &Connection) -> rusqlite::Result<BTreeMap<String, Option<i64>>> {
+    let mut statement = conn.prepare_cached("SELECT id, opened FROM docs")?;
+    statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
 /// Who has captured rows that are not sealed: actors, in order.
 pub fn outbox(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     let mut statement =

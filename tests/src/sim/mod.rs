@@ -7,7 +7,7 @@
 //! are the simulation's own, and nothing runs beside it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::Hasher,
     path::Path,
     sync::{
@@ -67,6 +67,10 @@ struct View {
     has: Set,
     pending: Vec<Pending>,
     folded: Rows,
+    /// What its local column holds, as last seen.
+    local: Option<BTreeMap<String, Option<i64>>>,
+    /// Records that the log has deleted at some time.
+    gone: BTreeSet<String>,
     /// The highest term that it has shown anybody.
     shown: Option<Term>,
     /// Its log may become shorter, as after a loss of power.
@@ -323,6 +327,10 @@ impl Simulation {
             println!("     {actor} on {of}: {}", transaction.statements.join("; "));
         }
         self.oracle.committed(of, &actor, transaction.atomic, &images, seen);
+        // What it wrote into its local column it is to find there.
+        let app = self.devices[of].app.as_ref().expect("it has just written");
+        self.views[of].local =
+            Some(mirror::local(app).map_err(|e| failed(of, "reading", &device::database("reading", e)))?);
         self.observe(of)
     }
 
@@ -556,8 +564,8 @@ impl Simulation {
         let places = match what {
             // A round passes many places; what is confirmed at its end is to be cut off as often as what begins it.
             4..=5 => 36,
-            // A change of leader passes few.
-            6..=8 => 3,
+            // A single message, and a change of leader, pass few.
+            3 | 6..=8 => 3,
             _ => 9,
         };
         crash_after(Some((choice / 81 % places) as u32));
@@ -567,9 +575,13 @@ impl Simulation {
                 let step = if is_other { Replica::rest } else { Replica::seal };
                 self.step(of, step).map(drop).and_then(|()| self.observe(of))
             }
+            1 if is_other => self.cut_off_referral(of, (choice / 81 % 2) as u32),
             1 => {
                 self.devices[of].crash();
                 self.wake(of)
+            }
+            2 if self.devices[of].replica.as_ref().is_some_and(Replica::is_unwinding) => {
+                self.unwind(of).map(drop)
             }
             2 | 3 => match self.network.take_for(of) {
                 Some(packet) => self.deliver(packet),
@@ -596,10 +608,23 @@ impl Simulation {
         let to = (of + 1) % self.devices.len();
         self.round(to, of)?;
         self.hand_over(of, to)?;
+        self.cut_off_at("grant", of, to, after)
+    }
+
+    /// Asks the next device to lead, which may say that it does not: cut off when that arrives.
+    fn cut_off_referral(&mut self, of: usize, after: u32) -> Done {
+        crash_after(None);
+        let to = (of + 1) % self.devices.len();
+        self.subscribe(of, to)?;
+        self.cut_off_at("not leader", to, of, after)
+    }
+
+    /// Everything between two devices arrives; with the first message of this kind something is cut off.
+    fn cut_off_at(&mut self, kind: &str, from: usize, to: usize, after: u32) -> Done {
         for _ in 0..MESSAGES_MAX {
-            self.serve(of, to)?;
-            let Some(packet) = self.network.take_between(of, to) else { return Ok(()) };
-            if replica::kind(&packet.bytes) == "grant" {
+            self.serve(from, to)?;
+            let Some(packet) = self.network.take_between(from, to) else { return Ok(()) };
+            if packet.to == to && replica::kind(&packet.bytes) == kind {
                 crash_after(Some(after));
                 return self.deliver(packet);
             }
@@ -627,6 +652,7 @@ impl Simulation {
         if lost {
             self.counters.count("power: commits were lost");
             self.views[of].may_lose = true;
+            self.views[of].local = None;
             let outbox = self.devices[of].outbox().map_err(|e| failed(of, "losing power", &e))?;
             self.oracle.rewind(of, &outbox);
         }

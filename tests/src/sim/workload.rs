@@ -114,6 +114,9 @@ pub const TABLES: &[Table] = &[
     },
 ];
 
+/// Index of the column that makes a tree of folders.
+pub const FOLDER_PARENT: usize = 2;
+
 /// What all accounts hold together.
 pub const TOTAL: i64 = 4_000;
 
@@ -122,7 +125,7 @@ const SCHEMA: &str = "
     CREATE TABLE folders (id TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL UNIQUE,
         parent TEXT REFERENCES folders (id) ON DELETE SET NULL, note TEXT);
     CREATE TABLE docs (id TEXT PRIMARY KEY NOT NULL, folder TEXT NOT NULL REFERENCES folders (id) ON DELETE CASCADE,
-        title TEXT NOT NULL, body TEXT, reads INTEGER NOT NULL);
+        title TEXT NOT NULL, body TEXT, reads INTEGER NOT NULL, opened INTEGER);
     CREATE TABLE pins (id TEXT PRIMARY KEY NOT NULL, doc TEXT NOT NULL REFERENCES docs (id) ON DELETE RESTRICT,
         place TEXT UNIQUE);
     CREATE TABLE owned (id TEXT PRIMARY KEY NOT NULL, x TEXT NOT NULL, y TEXT, owner TEXT);";
@@ -174,9 +177,9 @@ macro_rules! entity {
 entity! { account "accounts" [merge = "fields"] {
     holder: String, #[sync(merge = "sum")] balance: i64, #[sync(merge = "max")] high: i64,
 } }
-entity! { folder "folders" [merge = "lww"] { name: String, parent: Option<String>, note: Option<String>, } }
+entity! { folder "folders" [merge = "lww", tree = "parent"] { name: String, parent: Option<String>, note: Option<String>, } }
 entity! { doc "docs" [merge = "fields", after = "folders"] {
-    folder: String, title: String, body: Option<String>, #[sync(merge = "max")] reads: i64,
+    folder: String, title: String, body: Option<String>, #[sync(merge = "max")] reads: i64, #[sync(local)] opened: Option<i64>,
 } }
 entity! { pin "pins" [merge = "lww", after = "docs"] { doc: String, place: Option<String>, } }
 entity! { last "lasts" [merge = "lww"] { x: String, y: Option<String>, } }
@@ -305,7 +308,16 @@ impl Transaction {
         let id = 1 + dice.roll(4);
         match dice.roll(8) {
             0 => self.say(format!("DELETE FROM folders WHERE id = 'f{id}'")),
-            1 => self.say(format!("UPDATE folders SET parent = 'f{}' WHERE id = 'f{id}'", dice.roll(id))),
+            1 => {
+                let parent = dice.roll(5);
+                // No further than the application sees: two devices may well make a circle of it together.
+                self.say(format!(
+                    "UPDATE folders SET parent = 'f{parent}' WHERE id = 'f{id}' AND id NOT IN (
+                        WITH RECURSIVE above (id) AS (VALUES ('f{parent}') UNION
+                            SELECT parent FROM folders JOIN above USING (id) WHERE parent IS NOT NULL)
+                        SELECT id FROM above)"
+                ));
+            }
             2 => self.say(format!("UPDATE folders SET note = '{value}' WHERE id = 'f{id}'")),
             // A name that others may take too.
             3 => self.say(format!("UPDATE folders SET name = 'name{}' WHERE id = 'f{id}'", dice.roll(4))),
@@ -324,9 +336,13 @@ impl Transaction {
             1 => self.say(format!("UPDATE docs SET folder = 'f{}' WHERE id = 'd{id}'", dice.roll(5))),
             2 => self.say(format!("UPDATE docs SET title = '{value}' WHERE id = 'd{id}'")),
             3 => self.say(format!("UPDATE docs SET body = '{value}' WHERE id = 'd{id}'")),
-            4 => self.say(format!("UPDATE docs SET reads = reads + 1 WHERE id = 'd{id}'")),
+            // When it was opened here is nobody else's business.
+            4 => self.say(format!(
+                "UPDATE docs SET reads = reads + 1, opened = {} WHERE id = 'd{id}'",
+                dice.0 >> 33
+            )),
             _ => self.say(format!(
-                "INSERT INTO docs VALUES ('d{id}', 'f{}', '{value}', NULL, 0)
+                "INSERT INTO docs (id, folder, title, body, reads) VALUES ('d{id}', 'f{}', '{value}', NULL, 0)
                  ON CONFLICT (id) DO UPDATE SET title = excluded.title",
                 dice.roll(5)
             )),
