@@ -11,13 +11,14 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::Shared;
+use super::{Shared, ask_top};
 use crate::{
     engine::{Driver, Pulse, Tail},
     error::Error,
     id::{DeviceId, Position, Seq, Term},
     reassign::Grant,
     serving::{self, Answer, Peer, Push, Served, Subscription},
+    status::Link,
     transport::{Channel, MessageReceiver, MessageSender, TransportError},
     wire::{Columns, Message, Unreadable},
 };
@@ -26,6 +27,8 @@ use crate::{
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// How often a follower hears of the leader while the log does not grow.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long a leader may take to give a sign of life to a follower that is asked about it.
+const SIGN_MAX: Duration = Duration::from_millis(150);
 /// Channels served at once; a peer that opens one more is refused.
 const CHANNELS_MAX: usize = 64;
 /// Answers to pushes that wait to be sent: as many as a follower may push without one. Whoever pushes more is not read until
@@ -146,11 +149,22 @@ async fn answer_inquiry(
     sender: &mut dyn MessageSender,
 ) -> Result<(), Error> {
     let peer = Peer { device, is_configured: shared.is_configured(device) };
+    ask_for_a_sign(shared).await;
     let unheard = shared.unheard().map(|unheard| u64::try_from(unheard.as_millis()).unwrap_or(u64::MAX));
     let priority = shared.library.failover.map(|failover| failover.priority);
     let step = move |driver: &mut Driver| serving::inquire(driver, peer, max_seen, unheard, priority);
     let answer = shared.library.engine.step(step).await?;
     Ok(sender.send(answer.encode()).await?)
+}
+
+/// Asks the leader that this device follows whether it is there, unless it was heard just now: between two heartbeats it may
+/// have been silent for long, and who asks would take that for its end.
+async fn ask_for_a_sign(shared: &Shared) {
+    let follows = shared.library.status.borrow().link == Link::Online;
+    if follows && shared.unheard().is_none_or(|unheard| unheard >= SIGN_MAX) {
+        // Without an answer it is as silent as it is.
+        let _ = timeout(SIGN_MAX, ask_top(&shared.library)).await;
+    }
 }
 
 async fn answer(shared: &Shared, device: DeviceId, asked: Subscription) -> Result<Answer, Error> {

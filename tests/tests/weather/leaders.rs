@@ -1,6 +1,6 @@
 //! Who leads while the network is cut, where a device may take over by itself.
 
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 
 use tidelog::{Link, TakeOver, leadership::Failover};
 use tidelog_tests::dice::Dice;
@@ -56,6 +56,21 @@ fn a_one_way_partition_does_not_change_the_leader_for_ever_and_its_end_leaves_al
         let dump = air.level(leader);
         assert_eq!(dump.rows.len(), 3 * written);
     }
+}
+
+#[test]
+fn a_follower_that_hears_the_leader_seldom_says_that_it_hears_it() {
+    // Only the second may take over; the third hears of the leader by its heartbeats, every five seconds.
+    let opened = Cell::new(0);
+    let mut air = Air::new(14, 3, |builder| match opened.replace(opened.get() + 1) {
+        1 => builder.failover(Failover::after(AFTER)),
+        _ => builder,
+    });
+    let first = number(&air);
+    air.cut(0, 1);
+    air.pass(10 * AFTER, "the leader stays", |air| number(air) == first && air.leader() == Some(0));
+    air.mend(0, 1);
+    air.level(0);
 }
 
 #[test]
