@@ -171,7 +171,9 @@ impl<'t> Filling<'t> {
 
     async fn add(&mut self, folder: &str, k: u64) -> Result<(), DbErr> {
         let (name, record) = (self.deed.name.clone(), format!("d{}.{k}", self.deed.name));
-        let sql = format!("INSERT INTO docs VALUES ('{record}', '{folder}', '{name}', NULL, 0)");
+        let sql = format!(
+            "INSERT INTO docs (id, folder, title, body, reads) VALUES ('{record}', '{folder}', '{name}', NULL, 0)"
+        );
         self.write("docs", &record, true, &sql).await
     }
 
