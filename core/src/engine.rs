@@ -551,6 +551,14 @@ impl Driver {
         self.store.enforcing(step)
     }
 
+    /// Ids of the first and the last row of the outbox.
+    pub(crate) fn outbox_ends(&self) -> Result<Option<(u64, u64)>, Error> {
+        let conn = self.store.connection();
+        let ends: (Option<u64>, Option<u64>) =
+            conn.prepare_cached(seal::OUTBOX_ENDS)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(ends.0.zip(ends.1))
+    }
+
     /// Whether the database is known to be an older state of itself, or a copy.
     pub(crate) fn is_rolled_back(&self) -> Result<bool, Error> {
         let sql = "SELECT coalesce(max(rolled_back), 0) > 0 FROM sync_replica";
@@ -655,10 +663,7 @@ impl Driver {
         let conn = self.store.connection();
         let count =
             |sql: &str| -> Result<u64, Error> { Ok(conn.prepare_cached(sql)?.query_row([], |r| r.get(0))?) };
-        let outbox = conn.prepare_cached(seal::OUTBOX_ENDS)?.query_row([], |row| {
-            let (first, last): (Option<u64>, Option<u64>) = (row.get(0)?, row.get(1)?);
-            Ok(first.zip(last).map_or(0, |(first, last)| last - first + 1))
-        })?;
+        let outbox = self.outbox_ends()?.map_or(0, |(first, last)| last - first + 1);
         let pending = count("SELECT count(*) FROM sync_pending")?;
         let quarantined = count("SELECT count(*) FROM sync_quarantine")?;
         let withheld = count("SELECT coalesce(max(withheld), 0) FROM sync_replica")?;

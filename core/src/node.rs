@@ -133,9 +133,15 @@ impl Shared {
     }
 
     /// Seals what was captured while this device was not started, seal by seal: otherwise it would all be sealed within the
-    /// first transaction that applies something.
+    /// first transaction that applies something. Not what the application adds meanwhile, which may never pause.
     pub(crate) async fn seal_backlog(&self) -> Result<(), Error> {
-        while self.library.engine.step(|driver| driver.round(true)).await?.0 {}
+        let engine = &self.library.engine;
+        let Some((_, until)) = engine.step(|driver| driver.outbox_ends()).await? else { return Ok(()) };
+        let round = move |driver: &mut Driver| {
+            let (more, _) = driver.round(true)?;
+            Ok(more && driver.outbox_ends()?.is_some_and(|(first, _)| first <= until))
+        };
+        while engine.step(round).await? {}
         Ok(())
     }
 
