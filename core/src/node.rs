@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -61,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) slots: Mutex<HashMap<DeviceId, Slot>>,
     /// When a leader was last heard of, who it is, and the top of its log.
     heard: Mutex<Option<Heard>>,
+    /// What there is to be said of a database that was another device's.
+    copied: OnceLock<String>,
     pub(crate) stop: watch::Receiver<bool>,
 }
 
@@ -229,7 +231,8 @@ pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Re
     let device = transport.device();
     let (stop, stopping) = watch::channel(false);
     let (slots, heard) = (Mutex::default(), Mutex::default());
-    let shared = Arc::new(Shared { library, transport, slots, heard, stop: stopping });
+    let copied = OnceLock::new();
+    let shared = Arc::new(Shared { library, transport, slots, heard, copied, stop: stopping });
     let incoming = shared.transport.listen(shared.library.id)?;
     let peers = shared.peers();
     let precedence = Arc::clone(&shared.library.precedence);
@@ -248,7 +251,8 @@ pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Re
                  nothing of it is lost. If the other device is gone for good, let this one take over"
             );
             tracing::warn!(library = %shared.library.id, "{text}");
-            last_error = Some(text);
+            last_error = Some(text.clone());
+            let _ = shared.copied.set(text);
         }
     }
     let leads = matches!(started, Started::Leading(_));

@@ -181,7 +181,11 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
         tracing::info!(library = %shared.library.id, reason = lost, ?delay, "offline; trying again");
         shared.library.status.send_modify(|status| {
             status.link = Link::Offline;
-            status.last_error = Some(lost);
+            // Of a copy that finds nobody a person has to know what it is.
+            status.last_error = Some(match shared.copied.get() {
+                Some(copied) => format!("{lost}. And {copied}"),
+                None => lost,
+            });
             status.next_retry = Some(next);
         });
         tokio::select! {
