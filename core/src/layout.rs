@@ -202,6 +202,25 @@ impl Shape {
         }
     }
 
+    /// Writes values of these fields, in their order, as [`Shape::write_row`] writes a row.
+    pub(crate) fn write_values<'v>(
+        &self,
+        fields: &[u16],
+        values: impl Iterator<Item = &'v Value>,
+        out: &mut String,
+    ) {
+        value::write_array(values.zip(self.uuids_of(fields)), out);
+    }
+
+    /// Reads [`Shape::write_values`] back, or says what is wrong.
+    pub(crate) fn read_values(&self, fields: &[u16], text: &str) -> Result<Vec<Value>, String> {
+        value::read_array(text, &self.uuids_of(fields))
+    }
+
+    fn uuids_of(&self, fields: &[u16]) -> Vec<bool> {
+        fields.iter().map(|&f| self.uuids.get(usize::from(f)).copied().unwrap_or(false)).collect()
+    }
+
     /// Reads [`Shape::write_row`] back; where that wrote the key only, the other fields are NULL.
     pub(crate) fn read_row(&self, kind: EntryKind, text: &str) -> Result<Vec<Value>, Error> {
         let damaged = |e: String| Error::Damaged(format!("a row of model `{}`: {e}", self.model));

@@ -77,9 +77,8 @@ pub(crate) fn to_json(change: &Change) -> Option<String> {
     text.push_str(r#","row":"#);
     shape.write_row(change.kind, &change.row, &mut text);
     if let Some(old) = change.old_values() {
-        let is_uuid = |f: &u16| shape.uuids.get(usize::from(*f)).copied().unwrap_or(false);
         text.push_str(r#","old":"#);
-        value::write_array(old.zip(change.fields.iter().flatten().map(is_uuid)), &mut text);
+        shape.write_values(change.fields.as_deref().unwrap_or_default(), old, &mut text);
     }
     for (i, dropped) in outcome.dropped.iter().enumerate() {
         text.push_str(if i == 0 { r#","dropped":[{"# } else { ",{" });
@@ -132,9 +131,7 @@ pub(crate) fn from_json(text: &str, mut change: Change) -> Result<Change, Error>
     change.fields =
         authored.fields.map(|names| names.iter().map(index).collect::<Result<Vec<_>, _>>()).transpose()?;
     if let (Some(old), Some(fields)) = (&authored.old, &change.fields) {
-        let uuids: Vec<bool> =
-            fields.iter().map(|&f| shape.uuids.get(usize::from(f)).copied().unwrap_or(false)).collect();
-        let old = value::read_array(old.get(), &uuids).map_err(damaged)?;
+        let old = shape.read_values(fields, old.get()).map_err(damaged)?;
         if !change.set_old_values(old) {
             return Err(damaged("there are fewer old values than changed fields".into()));
         }

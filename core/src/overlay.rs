@@ -136,13 +136,18 @@ impl Layer {
 
     fn lay(&self, tx: &Tx<'_>, image: &mut Change) -> Result<(), Error> {
         let row = self.shape.read_row(self.kind, &self.data)?;
-        let before = match &self.before {
-            Some(before) => Some(pending::read_before(&self.shape, before, &row, self.fields.as_deref())?),
-            None => None,
-        };
         let model = tx.models.iter().find(|m| m.descriptor.id == self.shape.model);
         // Over a record that is gone the whole row stands, until the leader has decided.
         let whole = image.kind == EntryKind::Delete || self.kind == EntryKind::Delete;
+        // Only what adds up asks for what was before.
+        let reduces =
+            !whole && model.is_some_and(|m| m.descriptor.fields.iter().any(|f| f.reducer.is_some()));
+        let before = match &self.before {
+            Some(before) if reduces => {
+                Some(pending::read_before(&self.shape, before, &row, self.fields.as_deref())?)
+            }
+            _ => None,
+        };
         image.kind = self.kind;
         for ((i, name), value) in self.shape.fields.iter().enumerate().zip(row) {
             let Some(at) = image.shape.fields.iter().position(|f| f == name) else { continue };

@@ -14,7 +14,7 @@ use crate::{
     log::{self, BATCH_BYTES, entry_size, group_size},
     seal,
     store::Model,
-    value::{self, Value},
+    value::Value,
 };
 
 /// Pending changes behind an id, in order, with what their groups share.
@@ -274,18 +274,13 @@ pub(crate) fn before_text(change: &Change) -> Option<String> {
     let Some(old) = change.old_values().filter(|_| change.kind == EntryKind::Upsert) else {
         return change.before.as_ref().map(|row| seal::row_text(change, EntryKind::Upsert, row));
     };
-    let uuids = changed_uuids(&change.shape, change.fields.as_deref().unwrap_or_default());
     let mut text = String::from(OLD);
-    value::write_array(old.zip(uuids), &mut text);
+    change.shape.write_values(change.fields.as_deref().unwrap_or_default(), old, &mut text);
     text.push('}');
     Some(text)
 }
 
 const OLD: &str = "{\"old\":";
-
-fn changed_uuids(shape: &Shape, fields: &[u16]) -> Vec<bool> {
-    fields.iter().map(|&f| shape.uuids.get(usize::from(f)).copied().unwrap_or(false)).collect()
-}
 
 /// Reads [`before_text`] back: the whole row before a change to `row` that changed these fields.
 pub(crate) fn read_before(
@@ -300,9 +295,7 @@ pub(crate) fn read_before(
     let damaged = |e: String| Error::Damaged(format!("old values of model `{}`: {e}", shape.model));
     let fields = fields.unwrap_or_default();
     let mut before = row.to_vec();
-    for (&field, value) in
-        fields.iter().zip(value::read_array(old, &changed_uuids(shape, fields)).map_err(damaged)?)
-    {
+    for (&field, value) in fields.iter().zip(shape.read_values(fields, old).map_err(damaged)?) {
         before[usize::from(field)] = value;
     }
     Ok(before)

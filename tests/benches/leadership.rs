@@ -39,6 +39,8 @@ pub(crate) const NAMES: &[&str] = &[
 const IDLE_MAX: f64 = 50.0;
 const LOADED_MAX: f64 = 200.0;
 const HANDOVERS: usize = 20;
+/// Writes between two handovers under load.
+const BETWEEN: u64 = 100;
 /// Writes per second while the lead is handed over.
 const WRITES: u64 = 1000;
 /// Milliseconds behind the time after which a device takes over.
@@ -122,6 +124,7 @@ async fn handovers(options: &Options) -> Result<(Vec<f64>, Vec<f64>, usize), Fai
     }
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let db = pair.leader.db.clone();
+    let (progress, mut reached) = tokio::sync::watch::channel(0u64);
     let writing = tokio::spawn(async move {
         let (mut failed, mut walk, mut written) = (0, Walk::new(12), 0u64);
         let began = Instant::now();
@@ -132,6 +135,7 @@ async fn handovers(options: &Options) -> Result<(Vec<f64>, Vec<f64>, usize), Fai
                 failed += 1;
             }
             written += 1;
+            progress.send_replace(written);
             let due = began + Duration::from_micros(1_000_000 / WRITES * written);
             tokio::time::sleep_until(due.into()).await;
         }
@@ -140,7 +144,8 @@ async fn handovers(options: &Options) -> Result<(Vec<f64>, Vec<f64>, usize), Fai
     let mut loaded = Vec::new();
     for i in 0..HANDOVERS {
         loaded.push(hand_over(devices[i % 2], devices[(i + 1) % 2]).await?);
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        let before = *reached.borrow();
+        reached.wait_for(|written| *written >= before + BETWEEN).await?;
     }
     stop.send(true)?;
     let failed = writing.await?;

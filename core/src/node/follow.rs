@@ -182,7 +182,8 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
         shared.library.status.send_modify(|status| {
             status.link = Link::Offline;
             // Of a copy that finds nobody a person has to know what it is.
-            status.last_error = Some(match shared.copied.get() {
+            let copied = shared.copied.get().filter(|_| shared.heard_top().is_none());
+            status.last_error = Some(match copied {
                 Some(copied) => format!("{lost}. And {copied}"),
                 None => lost,
             });
