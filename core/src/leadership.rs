@@ -2,7 +2,18 @@
 
 use std::{fmt, time::Duration};
 
-use crate::id::{DeviceId, Position, Term};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::Error,
+    id::{DeviceId, LibraryId, Position, Term},
+};
+
+/// How long a leader waits for the device that it is to hand over to, until that is nearly level.
+pub(crate) const CATCH_UP_MAX: Duration = Duration::from_secs(30);
+/// Requests to hand over that a leader works on at once, fewer than the channels that one device may have open. One more is
+/// refused.
+pub(crate) const REASSIGNMENTS_MAX: usize = 4;
 
 /// How a library is taken over: [`Library::take_over`](crate::Library::take_over).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,7 +132,7 @@ impl Obstacle {
             Self::Empty | Self::RolledBack => "Let it follow a device that has the library first",
             Self::NoMember => "Let a device that is a member take over",
             Self::Behind { .. } => "Let that device take over, or follow it first",
-            Self::LeaderAnswers { .. } => "Hand the lead over on that device instead",
+            Self::LeaderAnswers { .. } => "Let that device hand over instead, as `reassign_leader` does",
         }
     }
 }
@@ -152,6 +163,51 @@ pub(crate) fn obstacles(
         obstacles.push(Obstacle::Behind { device, position });
     }
     obstacles
+}
+
+/// Why a leader has not handed its lead over to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum NotHandedOver {
+    /// The device does not follow the leader, or has ceased to.
+    NotFollowing,
+    /// It has not come near the top of the log in time.
+    Behind,
+    /// It was granted the lead, and has not taken it in time.
+    NotTaken,
+    /// The leader was deposed, or handed over to another device, before it came to this.
+    Overtaken,
+    /// The leader works on as many requests as it takes.
+    Busy,
+}
+
+impl NotHandedOver {
+    /// What a person is told who wanted `to` to lead instead of `leader`, where `now` does.
+    pub(crate) fn error(self, library: LibraryId, leader: DeviceId, to: DeviceId, now: DeviceId) -> Error {
+        const CONNECT: &str = "Let it connect and catch up, or hand the lead over to another device";
+        let (reason, remedy) = match self {
+            Self::NotFollowing => (format!("it does not follow device {leader}, which leads"), CONNECT),
+            Self::Behind => (
+                format!(
+                    "it did not catch up with device {leader}, which leads, within {} s",
+                    CATCH_UP_MAX.as_secs()
+                ),
+                CONNECT,
+            ),
+            Self::NotTaken => (
+                format!("it did not take it in time, and device {now} leads now"),
+                "See whether it can be reached, and try again",
+            ),
+            Self::Overtaken => (
+                format!("device {leader} does not lead as it did when it was asked: device {now} leads now"),
+                "Ask again, if it is still to lead",
+            ),
+            Self::Busy => (
+                format!("device {leader}, which leads, works on {REASSIGNMENTS_MAX} such requests already"),
+                "Try again when they are done",
+            ),
+        };
+        Error::NotLed { device: to, library, reason, remedy: remedy.to_owned() }
+    }
 }
 
 /// A device that could be the next leader, as it says of itself.
@@ -271,7 +327,7 @@ mod tests {
         assert_eq!(obstacles(own, true, true, &[]), [Obstacle::RolledBack]);
         let found = obstacles(own, true, false, &[other(true, true, 9)]);
         let told: Vec<String> = found.iter().map(|o| format!("{o}. {}", o.remedy())).collect();
-        assert!(told[0].contains("leads and can be reached. Hand the lead over"), "{told:?}");
+        assert!(told[0].contains("leads and can be reached. Let that device hand over"), "{told:?}");
         assert!(told[1].contains("reaches further, to 9@1. Let that device take over"), "{told:?}");
     }
 }

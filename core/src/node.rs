@@ -13,7 +13,7 @@ use std::{
 
 use rusqlite::Connection;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
     time::Instant,
 };
@@ -23,6 +23,7 @@ use crate::{
     error::Error,
     id::Seq,
     id::{DeviceId, Position, Term},
+    leadership::REASSIGNMENTS_MAX,
     library::Inner,
     reassign::{self, Admission},
     serving,
@@ -35,6 +36,7 @@ use crate::{
 mod decide;
 mod failover;
 mod follow;
+pub(crate) mod handover;
 pub(crate) mod inquire;
 mod reclaim;
 mod serve;
@@ -63,6 +65,8 @@ pub(crate) struct Shared {
     heard: Mutex<Option<Heard>>,
     /// What there is to be said of a database that was another device's.
     copied: OnceLock<String>,
+    /// One for each request to hand over that is worked on.
+    reassigning: Semaphore,
     pub(crate) stop: watch::Receiver<bool>,
 }
 
@@ -232,7 +236,8 @@ pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Re
     let (stop, stopping) = watch::channel(false);
     let (slots, heard) = (Mutex::default(), Mutex::default());
     let copied = OnceLock::new();
-    let shared = Arc::new(Shared { library, transport, slots, heard, copied, stop: stopping });
+    let reassigning = Semaphore::new(REASSIGNMENTS_MAX);
+    let shared = Arc::new(Shared { library, transport, slots, heard, copied, reassigning, stop: stopping });
     let incoming = shared.transport.listen(shared.library.id)?;
     let peers = shared.peers();
     let precedence = Arc::clone(&shared.library.precedence);

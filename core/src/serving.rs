@@ -15,7 +15,7 @@ use crate::{
     log::{self, LogReader},
     reassign, sequence,
     status::AppliedChange,
-    store::{self, Model, Store, Tx},
+    store::{self, Model, Replica, Store, Tx},
     term,
     wire::{Message, PushStop},
 };
@@ -289,17 +289,45 @@ pub(crate) fn inquire(
         true => Message::Standing {
             max_seen: replica.max_seen,
             top: replica.top,
-            leads: replica.is_leader(),
+            // Nobody else is to lead before its grant was answered.
+            leads: replica.is_leader() || reassign::unanswered(&replica).is_some(),
             unheard,
             priority,
         },
-        false => Message::Refused {
-            reason: format!(
-                "device {} is not a member of library {}; nothing was changed",
-                peer.device, replica.library
-            ),
-        },
+        false => no_member(peer, &replica),
     })
+}
+
+/// Whether a device that asks this one to hand its lead over is heard; what it is answered otherwise. One that has granted its
+/// lead already will know who leads.
+pub(crate) fn may_reassign(
+    driver: &mut Driver,
+    peer: Peer,
+    max_seen: Term,
+) -> Result<Result<(), Message>, Error> {
+    let is_member = driver.transaction(|tx| {
+        let is_member = term::is_member(tx.conn, peer.device)?;
+        if is_member {
+            term::adopt(tx, max_seen)?;
+        }
+        Ok(is_member)
+    })?;
+    driver.publish()?;
+    driver.store.sync()?;
+    let replica = store::replica(driver.store.connection())?.ok_or(Error::NoLibrary)?;
+    Ok(if !is_member {
+        Err(no_member(peer, &replica))
+    } else if replica.is_leader() || reassign::unanswered(&replica).is_some() {
+        Ok(())
+    } else {
+        Err(not_leader(replica.max_seen))
+    })
+}
+
+fn no_member(peer: Peer, replica: &Replica) -> Message {
+    let reason =
+        format!("device {} is not a member of library {}; nothing was changed", peer.device, replica.library);
+    Message::Refused { reason }
 }
 
 /// A peer has told of a higher term: this device does not lead any more (rule T). Its channels end with that.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     entry::{Batch, Run, Seen},
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
+    leadership::NotHandedOver,
     transport::MESSAGE_MAX,
 };
 
@@ -65,9 +66,14 @@ pub(crate) enum Message {
     /// Anybody, first message of a channel: the highest term that it has seen, which tells of a new leader, and a question:
     /// where do you stand? Answered by `Standing`.
     Inquire { max_seen: Term },
-    /// The answer to `Inquire`: where it stands, whether it leads, for how long it has not heard of a leader (ms; `None` if it
+    /// The answer to `Inquire`: where it stands, whether it leads (or has granted its lead and not been answered yet), for how long it has not heard of a leader (ms; `None` if it
     /// never has since it was started), and the priority with which it takes over by itself, if it does.
     Standing { max_seen: Term, top: Position, leads: bool, unheard: Option<u64>, priority: Option<u8> },
+    /// Member, first message of a channel: let this device lead. Answered by `Reassigned` when it is known whether it does, or
+    /// by `NotLeader`. Whoever asks may be gone by then: the leader goes on with it.
+    Reassign { max_seen: Term, to: DeviceId },
+    /// The answer to `Reassign`: the highest term by now, in which the device leads, unless it says why not.
+    Reassigned { max_seen: Term, failed: Option<NotHandedOver> },
     /// Anybody who is not the leader: who is, as far as it knows.
     NotLeader { max_seen: Term, leader: Option<DeviceId> },
     /// Anybody, before ending the channel: why it will not talk. For a person to read.

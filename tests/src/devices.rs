@@ -20,7 +20,7 @@ use tidelog::{
     Connection, Library, LibraryBuilder,
     id::{DeviceId, LibraryId, Position, Seq},
     status::{Link, Status},
-    transport::{MemoryNetwork, MemoryTransport, SharedTransport},
+    transport::{MemoryNetwork, MemoryTransport, SharedTransport, Transport},
 };
 use tidelog_transport::{Identity, Peer, Quic, QuicOptions};
 
@@ -386,4 +386,18 @@ pub async fn quic(peers: Vec<Peer>) -> Arc<Quic> {
 /// An endpoint on loopback.
 pub async fn quic_as(identity: Identity, listen: SocketAddr, peers: Vec<Peer>) -> Arc<Quic> {
     Arc::new(Quic::bind(identity, QuicOptions { listen, peers, ..QuicOptions::default() }).await.unwrap())
+}
+
+/// So many endpoints on loopback that know each other.
+pub async fn quic_among(count: usize) -> Vec<Arc<Quic>> {
+    let mut all = Vec::new();
+    for _ in 0..count {
+        all.push(quic(vec![]).await);
+    }
+    for one in &all {
+        for other in all.iter().filter(|other| other.device() != one.device()) {
+            one.add_peer(other.device(), Some(other.local_addr().unwrap()));
+        }
+    }
+    all
 }

@@ -6,10 +6,12 @@
 use std::time::Duration;
 
 use tidelog::{
-    Error, Failover, LibraryBuilder, Link, Obstacle, Role, TakeOver, id::Seq, transport::MemoryNetwork,
+    Error, Failover, LibraryBuilder, Link, Obstacle, Role, TakeOver,
+    id::{DeviceId, Seq},
+    transport::{MemoryNetwork, Transport},
 };
 use tidelog_tests::{
-    devices::{Device, Site, assert_says, device, eventually, level, number, soon, tamper},
+    devices::{Device, Site, assert_says, device, eventually, level, number, quic_among, soon, tamper},
     trio::{Trio, Who},
 };
 
@@ -126,7 +128,7 @@ async fn a_takeover_is_refused_for_an_empty_a_lagging_or_an_unneeded_device_unle
         &[
             &device(2).to_string(),
             "leads and can be reached",
-            "Hand the lead over on that device instead, or force it",
+            "Let that device hand over instead, as `reassign_leader` does, or force it",
         ],
     );
     let refusal = leader.library.take_over(TakeOver::default()).await.unwrap_err();
@@ -210,43 +212,140 @@ async fn a_handover_is_refused_where_nobody_takes_it() {
     let [leader, second, third] = three(&site).await;
     for (from, to, says) in [
         (&leader, 1, "it leads already"),
-        (&leader, 8, "it does not follow this device now"),
+        (&leader, 8, "it does not follow device"),
         (&second, 3, "this device does not lead"),
     ] {
         let error = soon("a refusal", from.library.hand_over(device(to))).await.unwrap_err();
         assert_says(&error.to_string(), &[says, &device(to).to_string(), "nothing was lost"]);
     }
-    let error = soon("a refusal", second.library.reassign_leader(device(3))).await.unwrap_err();
-    assert_says(&error.to_string(), &["cannot be made to from here", "on the device that leads"]);
     assert_eq!(leader.status().role, Role::Leader);
     soon("a handover", leader.library.reassign_leader(device(3))).await.unwrap();
     assert_eq!(settled(&third, &[&leader, &second]).await, 1);
 }
 
+/// Three devices over QUIC, the first of which leads, and their ids.
+async fn three_over_quic(
+    site: &Site,
+    set: impl Fn(usize, LibraryBuilder) -> LibraryBuilder,
+) -> ([Device; 3], [DeviceId; 3]) {
+    let endpoints = quic_among(3).await;
+    let ids: Vec<DeviceId> = endpoints.iter().map(|quic| quic.device()).collect();
+    let mut devices = Vec::new();
+    for (n, endpoint) in endpoints.into_iter().enumerate() {
+        let enter = |library: LibraryBuilder| match n {
+            0 => set(n, library.create(site.id)),
+            _ => set(n, library.join(site.id)),
+        };
+        devices.push(open(site, &format!("device-{n}"), enter).await.start_on(endpoint).await);
+    }
+    devices[0].write(&[&insert("a")]).await;
+    let (leader, followers) = devices.split_first().unwrap();
+    level(leader, &followers.iter().collect::<Vec<_>>()).await;
+    (devices.try_into().ok().unwrap(), ids.try_into().unwrap())
+}
+
+#[tokio::test]
+async fn any_device_makes_any_other_lead_by_asking_the_one_that_does() {
+    let site = Site::new();
+    let (devices, ids) = three_over_quic(&site, |_, library| library).await;
+    // Who asks, and who is to lead: a third, itself, the leader by itself, one that leads already.
+    for (round, (asks, to, leads)) in
+        [(1, 2, 0), (0, 1, 2), (2, 2, 1), (2, 0, 2), (1, 0, 0), (0, 0, 0)].into_iter().enumerate()
+    {
+        let before = devices[leads].library.position().await.unwrap().term.number;
+        let writes = async {
+            for (d, device) in devices.iter().enumerate() {
+                device.write(&[&insert(&format!("{round}-{d}"))]).await;
+            }
+        };
+        let asked = devices[asks].library.reassign_leader(ids[to]);
+        let (term, ()) = tokio::join!(soon("an answer", asked), writes);
+        let term = term.unwrap();
+        assert_eq!((term.number, term.leader), (before + u64::from(to != leads), ids[to]));
+        assert_eq!(devices[to].library.reassign_leader(ids[to]).await.unwrap(), term, "it leads");
+        let others: Vec<&Device> = (0..3).filter(|&d| d != to).map(|d| &devices[d]).collect();
+        assert_eq!(settled(&devices[to], &others).await, 1 + 3 * (round + 1));
+    }
+}
+
+#[tokio::test]
+async fn what_keeps_the_leader_from_handing_over_is_told_to_whoever_asks() {
+    let site = Site::new();
+    let (devices, ids) = three_over_quic(&site, |_, library| library).await;
+    let [leader, second, third] = &devices;
+    let nobody = device(8);
+    let error = soon("a refusal", second.library.reassign_leader(nobody)).await.unwrap_err();
+    let says = [&nobody.to_string(), "it does not follow device", &ids[0].to_string(), "Let it connect"];
+    assert_says(&error.to_string(), &says);
+    assert_eq!(leader.status().role, Role::Leader);
+    // Each wants to lead at the same time.
+    let (first, other) = soon("both answers", async {
+        tokio::join!(second.library.reassign_leader(ids[1]), third.library.reassign_leader(ids[2]))
+    })
+    .await;
+    let mut opened = Vec::new();
+    for (answer, own) in [(first, ids[1]), (other, ids[2])] {
+        match answer {
+            Ok(term) => {
+                assert_eq!(term.leader, own);
+                opened.push(term);
+            }
+            Err(error) => assert_says(&error.to_string(), &["leads now", "nothing was lost"]),
+        }
+    }
+    let last = opened.into_iter().max().unwrap();
+    let (next, others) =
+        if last.leader == ids[1] { (second, [leader, third]) } else { (third, [leader, second]) };
+    assert_eq!(settled(next, &others).await, 1);
+    assert_eq!(next.status().term, last);
+}
+
+#[tokio::test]
+async fn where_the_leader_is_gone_a_device_takes_over_itself_and_no_other_can_be_made_to() {
+    let site = Site::new();
+    let (devices, ids) = three_over_quic(&site, |_, library| library).await;
+    let [leader, second, third] = devices;
+    leader.stop().await;
+    let error = soon("a refusal", second.library.reassign_leader(ids[2])).await.unwrap_err();
+    assert_says(
+        &error.to_string(),
+        &[&ids[2].to_string(), "no device that leads can be reached", "call `take_over` on the device"],
+    );
+    assert_eq!((second.status().role, third.status().role), (Role::Follower, Role::Follower));
+    let term = soon("a takeover", third.library.reassign_leader(ids[2])).await.unwrap();
+    assert_eq!((term.number, term.leader), (2, ids[2]));
+    assert_eq!(settled(&third, &[&second]).await, 1);
+}
+
 #[tokio::test]
 async fn a_lead_that_nobody_takes_goes_back_and_who_hears_of_it_late_gives_way() {
     let schema = tidelog_tests::small::TABLES.join("; ");
-    let trio = Trio::set(&schema, |library| {
-        library
-            .grant_timeout(Duration::from_millis(300))
-            .model::<tidelog_tests::small::item::Entity>()
-            .model::<tidelog_tests::small::team::Entity>()
-            .model::<tidelog_tests::small::person::Entity>()
-    })
-    .await;
-    let leader = trio.device(Who::Leader);
-    trio.cut_off(Who::A);
-    let error = soon("a refusal", leader.library.hand_over(Who::A.device())).await.unwrap_err();
-    assert_says(&error.to_string(), &["did not take it in time", "leads now", "try again"]);
-    trio.write(Who::Leader, 2000, &[insert("l")]).await;
-    trio.write(Who::A, 2000, &[insert("a")]).await;
-    // Now the grant comes, and with it the news that it is too late.
-    trio.let_back(Who::A).await;
-    trio.level().await;
-    let status = leader.library.status().borrow().clone();
-    assert_eq!((status.role, status.term.number), (Role::Leader, 3));
-    trio.assert_same(&["items"]);
-    assert_eq!(number(leader.path(), "SELECT count(*) FROM items"), 2);
+    // The leader itself is told, and so is another that asked it.
+    for asks in [Who::Leader, Who::B] {
+        let trio = Trio::set(&schema, |library| {
+            library
+                .grant_timeout(Duration::from_millis(300))
+                .model::<tidelog_tests::small::item::Entity>()
+                .model::<tidelog_tests::small::team::Entity>()
+                .model::<tidelog_tests::small::person::Entity>()
+        })
+        .await;
+        let leader = trio.device(Who::Leader);
+        trio.cut_off(Who::A);
+        let asked = trio.device(asks).library.reassign_leader(Who::A.device());
+        let error = soon("a refusal", asked).await.unwrap_err();
+        let says = ["did not take it in time", &Who::Leader.device().to_string(), "leads now", "try again"];
+        assert_says(&error.to_string(), &says);
+        trio.write(Who::Leader, 2000, &[insert("l")]).await;
+        trio.write(Who::A, 2000, &[insert("a")]).await;
+        // Now the grant comes, and with it the news that it is too late.
+        trio.let_back(Who::A).await;
+        trio.level().await;
+        let status = leader.library.status().borrow().clone();
+        assert_eq!((status.role, status.term.number), (Role::Leader, 3));
+        trio.assert_same(&["items"]);
+        assert_eq!(number(leader.path(), "SELECT count(*) FROM items"), 2);
+    }
 }
 
 #[tokio::test]

@@ -1,21 +1,14 @@
 //! Who leads the library: asking, handing over, taking over.
 
-use std::time::Duration;
-
 use super::{Library, lock_node};
 use crate::{
     error::Error,
     id::{DeviceId, Position, Seq, Term},
     leadership::{KnownDevice, PromotionReport, TakeOver, obstacles},
     log,
-    node::{self, inquire},
+    node::{self, handover, inquire},
     reassign, store, term,
 };
-
-/// How far a device may be behind when the lead is granted to it: it catches up while nobody sequences.
-const CATCH_UP: u64 = 2048;
-/// How long it is waited for to come that near.
-const CATCH_UP_MAX: Duration = Duration::from_secs(30);
 
 impl Library {
     /// What taking over would leave behind, and whether it would be refused. Asks the devices that can be reached, for up to
@@ -110,7 +103,7 @@ impl Library {
         let term = shared.with_admission(reassign::take_over).await?;
         shared.lead_on().await?;
         tracing::warn!(library = %self.id(), %term, forced = options.force, "this device has taken the library over");
-        self.shows_leading().await?;
+        self.shows_leading(term).await?;
         Ok(term)
     }
 
@@ -123,66 +116,58 @@ impl Library {
     /// lead in time: then this device leads again. [`Error::Stopped`], and what the database says.
     pub async fn hand_over(&self, to: DeviceId) -> Result<Term, Error> {
         let shared = self.shared()?;
-        let refused = |reason: String, remedy: &str| Error::NotLed {
-            device: to,
-            library: self.id(),
-            reason,
-            remedy: remedy.to_owned(),
-        };
-        let mut pulse = self.inner.engine.pulse();
-        if !pulse.borrow().leads {
-            return Err(refused(
-                "this device does not lead".into(),
-                "Hand the lead over on the device that does",
-            ));
+        let own = shared.transport.device();
+        if !self.inner.engine.pulse().borrow().leads {
+            let remedy = "Hand the lead over on the device that does, or ask it to by `reassign_leader`";
+            return Err(handover::not_led(&shared, to, "this device does not lead".into(), remedy));
         }
-        if to == shared.transport.device() {
-            return Err(refused("it leads already".into(), "Nothing need be done"));
+        if to == own {
+            return Err(handover::not_led(&shared, to, "it leads already".into(), "Nothing need be done"));
         }
-        self.has_caught_up(to).await.map_err(|reason| {
-            refused(reason, "Let it connect and catch up, or hand the lead over to another device")
-        })?;
-        let granted = self.inner.engine.step(move |driver| reassign::grant(driver, to)).await?;
-        let Some(grant) = granted else {
-            return Err(refused("this device does not lead any more".into(), "Look who does"));
-        };
-        let number = grant.number;
-        let decided = pulse.wait_for(|p| p.stopped || p.leads || p.max_seen.number >= number).await;
-        let seen = match decided {
-            Ok(pulse) if !pulse.stopped => pulse.max_seen,
-            _ => return Err(Error::Stopped { reason: "the library was shut down".into() }),
-        };
-        if seen.leader != to {
-            let reason = format!("it did not take it in time, and device {} leads now", seen.leader);
-            return Err(refused(reason, "See whether it can be reached, and try again"));
-        }
-        Ok(seen)
+        let handed_over = handover::hand_over(&shared, to).await?;
+        let now = self.inner.engine.pulse().borrow().max_seen.leader;
+        handed_over.map_err(|failed| failed.error(self.id(), own, to, now))
     }
 
-    /// Makes `device` the leader: hands over where this device leads, and takes over where it is this device itself and the
-    /// leader is gone.
+    /// Makes `device` the leader, on whichever device it is called:
+    ///
+    /// - Where this device leads, it [hands over](Library::hand_over).
+    /// - Where another leads, it is asked to hand over, and this waits until it has, or says why not. That takes as long as
+    ///   `device` needs to catch up, up to 30 seconds, and to take the lead ([`LibraryBuilder::grant_timeout`]). A call that
+    ///   is dropped takes nothing back.
+    /// - Where nobody that can be reached leads, and `device` is this one, it [takes over](Library::take_over), unless
+    ///   something stands against that.
+    ///
+    /// Where `device` leads already, that is told. The term is the one in which it leads.
+    ///
+    /// [`LibraryBuilder::grant_timeout`]: crate::LibraryBuilder::grant_timeout
     ///
     /// # Errors
-    /// Those of [`Library::hand_over`] and [`Library::take_over`].
+    /// [`Error::NotLed`] with what the leader says, or where no leader can be reached and `device` is another: take over on
+    /// that one then. Those of [`Library::hand_over`] and [`Library::take_over`].
     pub async fn reassign_leader(&self, device: DeviceId) -> Result<Term, Error> {
         let shared = self.shared()?;
-        let (leads, max_seen) = {
-            let pulse = self.inner.engine.pulse();
-            let pulse = pulse.borrow();
-            (pulse.leads, pulse.max_seen)
-        };
         let own = shared.transport.device();
-        match (leads, device == own) {
-            (true, true) => Ok(max_seen),
-            (true, false) => self.hand_over(device).await,
-            (false, true) => self.take_over(TakeOver::UNLESS_REFUSED).await,
-            (false, false) => Err(Error::NotLed {
-                device,
-                library: self.id(),
-                reason: "this device does not lead, and another cannot be made to from here".into(),
-                remedy: "Call it on the device that leads, or, where that is gone, on the one that is to"
-                    .into(),
-            }),
+        // Where this device has just granted its lead, somebody else may lead in a moment.
+        let max_seen = handover::decided(&shared).await?;
+        let leads = self.inner.engine.pulse().borrow().leads;
+        if leads {
+            return if device == own { Ok(max_seen) } else { self.hand_over(device).await };
+        }
+        match handover::ask_leader(&shared, device).await? {
+            Some(term) => {
+                if device == own {
+                    self.shows_leading(term).await?;
+                }
+                Ok(term)
+            }
+            None if device == own => self.take_over(TakeOver::UNLESS_REFUSED).await,
+            None => {
+                let reason =
+                    "no device that leads can be reached from here, and another cannot be made to take over";
+                let remedy = "Call it where the leader can be reached; if that is gone, call `take_over` on the device that is to lead";
+                Err(handover::not_led(&shared, device, reason.into(), remedy))
+            }
         }
     }
 
@@ -195,31 +180,17 @@ impl Library {
         Ok(runs.into_iter().map(|run| run.term).collect())
     }
 
-    /// Waits until a follower is near the top of the log; why it is not, otherwise.
-    async fn has_caught_up(&self, device: DeviceId) -> Result<(), String> {
-        let mut status = self.status();
-        let confirmed =
-            |s: &crate::Status| s.followers.iter().find(|f| f.device == device).map(|f| f.confirmed);
-        if confirmed(&status.borrow()).is_none() {
-            return Err("it does not follow this device now".into());
+    /// Waits until the status shows that this device leads; or has led, where it was deposed in the next moment.
+    async fn shows_leading(&self, term: Term) -> Result<(), Error> {
+        let (mut status, mut pulse) = (self.status(), self.inner.engine.pulse());
+        let stopped = || Error::Stopped { reason: "the library was shut down".into() };
+        tokio::select! {
+            leading = status.wait_for(|s| s.role == crate::Role::Leader) => leading.map(drop).map_err(|_| stopped()),
+            over = pulse.wait_for(|p| p.stopped || p.max_seen > term) => match over {
+                Ok(pulse) if !pulse.stopped => Ok(()),
+                _ => Err(stopped()),
+            },
         }
-        let near = status.wait_for(|s| {
-            confirmed(s).is_none_or(|confirmed| confirmed.seq.0 + CATCH_UP >= s.position.seq.0)
-        });
-        let is_there = match tokio::time::timeout(CATCH_UP_MAX, near).await {
-            Ok(Ok(status)) => confirmed(&status).is_some(),
-            Ok(Err(_)) => false,
-            Err(_) => {
-                return Err(format!("it did not catch up within {} s", CATCH_UP_MAX.as_secs()));
-            }
-        };
-        if is_there { Ok(()) } else { Err("it does not follow this device any more".into()) }
-    }
-
-    async fn shows_leading(&self) -> Result<(), Error> {
-        let mut status = self.status();
-        let leading = status.wait_for(|s| s.role == crate::Role::Leader).await;
-        leading.map(drop).map_err(|_| Error::Stopped { reason: "the library was shut down".into() })
     }
 
     /// Waits until this device and `others` more have everything up to `seq` on their disks, as they said: on the leader,
@@ -250,7 +221,7 @@ impl Library {
         })
     }
 
-    fn shared(&self) -> Result<std::sync::Arc<node::Shared>, Error> {
+    pub(crate) fn shared(&self) -> Result<std::sync::Arc<node::Shared>, Error> {
         let stopped = || Error::Stopped { reason: "the library is not started".into() };
         lock_node(&self.inner.node).as_ref().map(node::Node::shared).ok_or_else(stopped)
     }

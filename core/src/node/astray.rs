@@ -20,6 +20,8 @@ use crate::{
     wire::{Message, PushStop},
 };
 
+mod handover;
+
 #[allow(unreachable_pub, reason = "SeaORM has entities public")]
 mod note {
     use sea_orm::entity::prelude::*;

@@ -12,6 +12,7 @@ use tokio::{
 
 use super::Shared;
 use crate::{
+    engine::Driver,
     error::Error,
     id::{DeviceId, Position, Term},
     serving, store,
@@ -27,6 +28,7 @@ const AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// Where a device stands, as it says itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Standing {
+    pub(crate) max_seen: Term,
     pub(crate) top: Position,
     pub(crate) leads: bool,
     /// For how long it has not heard of a leader; `None` if it never has.
@@ -35,7 +37,7 @@ pub(crate) struct Standing {
 }
 
 /// Asks one device.
-async fn inquire(shared: &Shared, peer: DeviceId, patience: Duration) -> Result<Standing, Error> {
+pub(super) async fn inquire(shared: &Shared, peer: DeviceId, patience: Duration) -> Result<Standing, Error> {
     let asked = timeout(patience, ask(shared, peer)).await;
     let reason = format!("no answer within {patience:?}");
     asked.unwrap_or_else(|_| Err(TransportError::Unreachable { peer, reason }.into()))
@@ -43,14 +45,7 @@ async fn inquire(shared: &Shared, peer: DeviceId, patience: Duration) -> Result<
 
 async fn ask(shared: &Shared, peer: DeviceId) -> Result<Standing, Error> {
     let Channel { mut sender, mut receiver, .. } = shared.transport.open(peer, shared.library.id).await?;
-    let max_seen = shared
-        .library
-        .engine
-        .step(|driver| {
-            driver.store.sync()?;
-            Ok(store::replica(driver.store.connection())?.map_or(Term::ZERO, |r| r.max_seen))
-        })
-        .await?;
+    let max_seen = told_term(shared).await?;
     sender.send(Message::Inquire { max_seen }.encode()).await?;
     let broken = |reason: String| TransportError::Broken { peer, reason };
     let answer = receiver.receive().await?.ok_or_else(|| broken("it did not answer".into()))?;
@@ -59,12 +54,21 @@ async fn ask(shared: &Shared, peer: DeviceId) -> Result<Standing, Error> {
             if seen > max_seen {
                 shared.library.engine.step(move |driver| serving::adopt(driver, seen)).await?;
             }
-            Ok(Standing { top, leads, unheard: unheard.map(Duration::from_millis), priority })
+            Ok(Standing { max_seen: seen, top, leads, unheard: unheard.map(Duration::from_millis), priority })
         }
         Ok(Message::Refused { reason }) => Err(TransportError::Refused { peer, reason }.into()),
         Ok(other) => Err(broken(format!("it answered with something else: {other:?}")).into()),
         Err(error) => Err(broken(error.to_string()).into()),
     }
+}
+
+/// The highest term that was seen here, as it may be told of: durably (rule D).
+pub(super) async fn told_term(shared: &Shared) -> Result<Term, Error> {
+    let step = |driver: &mut Driver| {
+        driver.store.sync()?;
+        Ok(store::replica(driver.store.connection())?.map_or(Term::ZERO, |replica| replica.max_seen))
+    };
+    shared.library.engine.step(step).await
 }
 
 /// Asks all that may be reached, at the same time.

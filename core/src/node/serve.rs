@@ -11,7 +11,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::{Shared, ask_top};
+use super::{Shared, ask_top, handover};
 use crate::{
     engine::{Driver, Pulse, Tail},
     error::Error,
@@ -91,6 +91,16 @@ async fn serve(shared: &Arc<Shared>, channel: Channel, number: u64) -> Result<()
     let asked = match Message::decode(&first) {
         Ok(Message::Inquire { max_seen }) => {
             return answer_inquiry(shared, peer, max_seen, sender.as_mut()).await;
+        }
+        Ok(Message::Reassign { max_seen, to }) => {
+            let asker = Peer { device: peer, is_configured: shared.is_configured(peer) };
+            match handover::answer(shared, asker, max_seen, to).await {
+                Ok(Message::Refused { reason }) => refuse(shared, peer, sender.as_mut(), reason).await,
+                // Whoever asked may be gone, and what came of it is so all the same.
+                Ok(answer) => drop(sender.send(answer.encode()).await),
+                Err(error) => refuse(shared, peer, sender.as_mut(), error.to_string()).await,
+            }
+            return Ok(());
         }
         Ok(Message::Subscribe { max_seen, top, history, complete }) => {
             Subscription::of(max_seen, top, history, complete).ok_or_else(|| serving::NO_HISTORY.to_owned())

@@ -537,6 +537,8 @@ pub fn shows(message: &[u8]) -> Option<Term> {
         | Message::Push { max_seen, .. }
         | Message::Inquire { max_seen }
         | Message::Standing { max_seen, .. }
+        | Message::Reassign { max_seen, .. }
+        | Message::Reassigned { max_seen, .. }
         | Message::NotLeader { max_seen, .. } => Some(max_seen),
         Message::Pushed { lead, .. }
         | Message::PushStopped { lead, .. }
@@ -564,6 +566,8 @@ pub fn kind(message: &[u8]) -> &'static str {
         Ok(Message::Grant { .. }) => "grant",
         Ok(Message::Inquire { .. }) => "inquire",
         Ok(Message::Standing { .. }) => "standing",
+        Ok(Message::Reassign { .. }) => "reassign",
+        Ok(Message::Reassigned { .. }) => "reassigned",
         Ok(Message::Entries { .. }) => "entries",
         Ok(Message::Top { .. }) => "top",
         Ok(Message::MoreHistory) => "more history",
