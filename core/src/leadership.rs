@@ -36,18 +36,34 @@ pub struct Failover {
     pub after: Duration,
     /// Of devices with logs of one length, the one with the highest takes over.
     pub priority: u8,
+    /// The least precedence of the device's role with which it takes over.
+    pub least_precedence: u8,
 }
 
 impl Failover {
-    /// After so long without a leader, at the lowest priority.
+    /// After so long without a leader, at the lowest priority, in whatever role.
     pub const fn after(after: Duration) -> Self {
-        Self { after, priority: 0 }
+        Self { after, priority: 0, least_precedence: 0 }
     }
 
     /// With this priority.
     #[must_use]
     pub const fn priority(self, priority: u8) -> Self {
         Self { priority, ..self }
+    }
+
+    /// Only as long as the log says that this device's role has at least this
+    /// [precedence](crate::LibraryBuilder::precedence). So all devices of an application may be given one setting, and who
+    /// is to lead is said where it is known, on the leader.
+    #[must_use]
+    pub const fn for_roles(self, least_precedence: u8) -> Self {
+        Self { least_precedence, ..self }
+    }
+
+    /// The priority with which a device takes over by itself whose role has this precedence, `None` where it does not. Who
+    /// has no role is no member, and does not.
+    pub(crate) fn standing_of(self, role: Option<u8>) -> Option<u8> {
+        role.filter(|role| *role >= self.least_precedence).map(|_| self.priority)
     }
 }
 
@@ -231,7 +247,7 @@ pub(crate) enum Verdict {
     HasLeader(DeviceId),
     /// Another is to take over: its log is longer, or as long and its priority higher.
     Leave(DeviceId),
-    /// Its own log is empty, or it does not take over by itself.
+    /// Its own log is empty, or it does not take over by itself: it is no member, or its role does not.
     Unfit,
 }
 
@@ -308,6 +324,27 @@ mod tests {
         assert_eq!(judge(quiet, &[]), Verdict::Unfit);
         let empty = Candidate { position: Position::EMPTY, ..candidate(2, 0, Some(0)) };
         assert_eq!(judge(empty, &[]), Verdict::Unfit);
+    }
+
+    #[test]
+    fn only_roles_that_may_take_over_by_themselves_and_those_who_may_do_not_wait_for_others() {
+        let desk = Failover::after(Duration::ZERO).for_roles(5);
+        let phone = desk.priority(200);
+        // Each by its role, as it judges itself and as it says to others.
+        let of = |device, seq, setting: Failover, role| candidate(device, seq, setting.standing_of(role));
+        for (roles, verdicts) in [
+            ((Some(5), Some(4)), (Verdict::TakeOver, Verdict::Unfit)),
+            ((Some(4), Some(5)), (Verdict::Unfit, Verdict::TakeOver)),
+            ((Some(9), Some(5)), (Verdict::Leave(DeviceId([3; 32])), Verdict::TakeOver)),
+            ((Some(255), None), (Verdict::TakeOver, Verdict::Unfit)),
+            ((Some(0), None), (Verdict::Unfit, Verdict::Unfit)),
+        ] {
+            let (desk, phone) = (of(2, 10, desk, roles.0), of(3, 10, phone, roles.1));
+            assert_eq!((judge(desk, &[phone]), judge(phone, &[desk])), verdicts, "{roles:?}");
+        }
+        // Unless it says so, any member's may.
+        assert_eq!(Failover::after(Duration::ZERO).priority(3).standing_of(Some(0)), Some(3));
+        assert_eq!(Failover::after(Duration::ZERO).standing_of(None), None);
     }
 
     #[test]

@@ -121,7 +121,8 @@ impl LibraryBuilder {
     }
 
     /// Says how much the word of a device counts where a model is merged by role (`merge = "role"`): the change of the
-    /// device with the higher precedence stands. 0 for those of which nothing was ever said.
+    /// device with the higher precedence stands. 0 for those of which nothing was ever said. [`Failover::for_roles`] goes by it,
+    /// too.
     ///
     /// The device that leads writes it into the log when the library is started, for its peers, those that are members
     /// already, and itself; from then on it holds, on all devices and for whoever leads, until it is said otherwise. Said

@@ -12,6 +12,7 @@ use crate::{
     entry::{Batch, Body, Group, Run, common_prefix},
     error::Error,
     id::{DeviceId, Origin, Position, Seq, Term},
+    leadership::Failover,
     log::{self, LogReader},
     reassign, sequence,
     status::AppliedChange,
@@ -266,13 +267,13 @@ fn is_heard(tx: &Tx<'_>, peer: Peer) -> Result<bool, Error> {
     Ok(term::is_member(tx.conn, peer.device)? || (peer.is_configured && tx.replica()?.top.seq == Seq(0)))
 }
 
-/// Answers the question where this device stands; `unheard` and `priority` are as [`Message::Standing`] has them.
+/// Answers the question where this device stands; `unheard` is as [`Message::Standing`] has it.
 pub(crate) fn inquire(
     driver: &mut Driver,
     peer: Peer,
     max_seen: Term,
     unheard: Option<u64>,
-    priority: Option<u8>,
+    failover: Option<Failover>,
 ) -> Result<Message, Error> {
     let heard = driver.transaction(|tx| {
         let heard = is_heard(tx, peer)?;
@@ -284,7 +285,10 @@ pub(crate) fn inquire(
     driver.publish()?;
     // Nothing is told that a crash could take back (rule D).
     driver.store.sync()?;
-    let replica = store::replica(driver.store.connection())?.ok_or(Error::NoLibrary)?;
+    let conn = driver.store.connection();
+    let replica = store::replica(conn)?.ok_or(Error::NoLibrary)?;
+    let role = replica.device.map_or(Ok(None), |device| term::role_of(conn, device))?;
+    let priority = failover.and_then(|failover| failover.standing_of(role));
     Ok(match heard {
         true => Message::Standing {
             max_seen: replica.max_seen,

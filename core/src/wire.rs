@@ -67,7 +67,7 @@ pub(crate) enum Message {
     /// where do you stand? Answered by `Standing`.
     Inquire { max_seen: Term },
     /// The answer to `Inquire`: where it stands, whether it leads (or has granted its lead and not been answered yet), for how long it has not heard of a leader (ms; `None` if it
-    /// never has since it was started), and the priority with which it takes over by itself, if it does.
+    /// never has since it was started), and the priority with which it takes over by itself, if it and its role do.
     Standing { max_seen: Term, top: Position, leads: bool, unheard: Option<u64>, priority: Option<u8> },
     /// Member, first message of a channel: let this device lead. Answered by `Reassigned` when it is known whether it does, or
     /// by `NotLeader`. Whoever asks may be gone by then: the leader goes on with it.

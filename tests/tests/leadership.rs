@@ -226,15 +226,15 @@ async fn a_handover_is_refused_where_nobody_takes_it() {
 /// Three devices over QUIC, the first of which leads, and their ids.
 async fn three_over_quic(
     site: &Site,
-    set: impl Fn(usize, LibraryBuilder) -> LibraryBuilder,
+    set: impl Fn(LibraryBuilder, usize, &[DeviceId]) -> LibraryBuilder,
 ) -> ([Device; 3], [DeviceId; 3]) {
     let endpoints = quic_among(3).await;
     let ids: Vec<DeviceId> = endpoints.iter().map(|quic| quic.device()).collect();
     let mut devices = Vec::new();
     for (n, endpoint) in endpoints.into_iter().enumerate() {
         let enter = |library: LibraryBuilder| match n {
-            0 => set(n, library.create(site.id)),
-            _ => set(n, library.join(site.id)),
+            0 => set(library.create(site.id), n, &ids),
+            _ => set(library.join(site.id), n, &ids),
         };
         devices.push(open(site, &format!("device-{n}"), enter).await.start_on(endpoint).await);
     }
@@ -247,7 +247,7 @@ async fn three_over_quic(
 #[tokio::test]
 async fn any_device_makes_any_other_lead_by_asking_the_one_that_does() {
     let site = Site::new();
-    let (devices, ids) = three_over_quic(&site, |_, library| library).await;
+    let (devices, ids) = three_over_quic(&site, |library, _, _| library).await;
     // Who asks, and who is to lead: a third, itself, the leader by itself, one that leads already.
     for (round, (asks, to, leads)) in
         [(1, 2, 0), (0, 1, 2), (2, 2, 1), (2, 0, 2), (1, 0, 0), (0, 0, 0)].into_iter().enumerate()
@@ -271,7 +271,7 @@ async fn any_device_makes_any_other_lead_by_asking_the_one_that_does() {
 #[tokio::test]
 async fn what_keeps_the_leader_from_handing_over_is_told_to_whoever_asks() {
     let site = Site::new();
-    let (devices, ids) = three_over_quic(&site, |_, library| library).await;
+    let (devices, ids) = three_over_quic(&site, |library, _, _| library).await;
     let [leader, second, third] = &devices;
     let nobody = device(8);
     let error = soon("a refusal", second.library.reassign_leader(nobody)).await.unwrap_err();
@@ -303,7 +303,7 @@ async fn what_keeps_the_leader_from_handing_over_is_told_to_whoever_asks() {
 #[tokio::test]
 async fn where_the_leader_is_gone_a_device_takes_over_itself_and_no_other_can_be_made_to() {
     let site = Site::new();
-    let (devices, ids) = three_over_quic(&site, |_, library| library).await;
+    let (devices, ids) = three_over_quic(&site, |library, _, _| library).await;
     let [leader, second, third] = devices;
     leader.stop().await;
     let error = soon("a refusal", second.library.reassign_leader(ids[2])).await.unwrap_err();
@@ -416,6 +416,26 @@ async fn where_it_is_allowed_one_takes_over_by_itself_and_the_longest_log_leads(
     let terms: String =
         tidelog_tests::devices::reader(&third.path).query_row(terms, [], |row| row.get(0)).unwrap();
     assert_eq!(terms, "1,2", "nobody else has led meanwhile");
+}
+
+#[tokio::test]
+async fn a_device_of_a_lower_role_leaves_it_to_one_of_a_higher_whatever_its_priority() {
+    let site = Site::new();
+    // All have one setting but for the priority; the leader says who is what.
+    let (devices, ids) = three_over_quic(&site, |library, n, ids| {
+        let failover = Failover::after(Duration::from_millis(700)).priority([0, 0, 9][n]).for_roles(5);
+        let library = library.failover(failover);
+        if n == 0 { library.precedence(ids[1], 5).precedence(ids[2], 4) } else { library }
+    })
+    .await;
+    let [leader, second, third] = devices;
+    leader.stop().await;
+    second.shows("it leads", |s| s.role == Role::Leader).await;
+    third.write(&[&insert("b")]).await;
+    assert_eq!(settled(&second, &[&third]).await, 2);
+    let terms: Vec<(u64, DeviceId)> =
+        second.library.terms().await.unwrap().iter().map(|term| (term.number, term.leader)).collect();
+    assert_eq!(terms, [(1, ids[0]), (2, ids[1])], "nobody else has led meanwhile");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Shared, inquire};
 use crate::{
+    engine::Driver,
     error::Error,
     id::{DeviceId, Position},
     leadership::{Candidate, Failover, Verdict, judge},
@@ -90,18 +91,14 @@ async fn verdict(shared: &Arc<Shared>, failover: Failover) -> Result<Verdict, Er
             Some(candidate(*device, standing.top, standing.priority, has_leader(standing)))
         })
         .collect();
-    let position = shared
-        .library
-        .engine
-        .step(|driver| {
-            let conn = driver.store.connection();
-            let device = store::replica(conn)?.and_then(|replica| replica.device);
-            let is_member = device.map_or(Ok(false), |device| term::is_member(conn, device))?;
-            Ok((store::top(conn)?, is_member))
-        })
-        .await?;
-    let (position, is_member) = position;
-    let priority = Some(failover.priority).filter(|_| is_member);
+    let step = |driver: &mut Driver| {
+        let conn = driver.store.connection();
+        let device = store::replica(conn)?.and_then(|replica| replica.device);
+        let role = device.map_or(Ok(None), |device| term::role_of(conn, device))?;
+        Ok((store::top(conn)?, role))
+    };
+    let (position, role) = shared.library.engine.step(step).await?;
+    let priority = failover.standing_of(role);
     let own = candidate(shared.transport.device(), position, priority, false);
     Ok(judge(own, &others))
 }

@@ -161,8 +161,8 @@ async fn answer_inquiry(
     let peer = Peer { device, is_configured: shared.is_configured(device) };
     ask_for_a_sign(shared).await;
     let unheard = shared.unheard().map(|unheard| u64::try_from(unheard.as_millis()).unwrap_or(u64::MAX));
-    let priority = shared.library.failover.map(|failover| failover.priority);
-    let step = move |driver: &mut Driver| serving::inquire(driver, peer, max_seen, unheard, priority);
+    let failover = shared.library.failover;
+    let step = move |driver: &mut Driver| serving::inquire(driver, peer, max_seen, unheard, failover);
     let answer = shared.library.engine.step(step).await?;
     Ok(sender.send(answer.encode()).await?)
 }
