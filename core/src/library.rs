@@ -233,6 +233,7 @@ impl LibraryBuilder {
             dead_letters: 0,
             blocked: 0,
             rolled_back: None,
+            copy_of: None,
             split: None,
             unadopted,
             stable: Seq(0),

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -63,8 +63,6 @@ pub(crate) struct Shared {
     pub(crate) slots: Mutex<HashMap<DeviceId, Slot>>,
     /// When a leader was last heard of, who it is, and the top of its log.
     heard: Mutex<Option<Heard>>,
-    /// What there is to be said of a database that was another device's.
-    copied: OnceLock<String>,
     /// One for each request to hand over that is worked on.
     reassigning: Semaphore,
     pub(crate) stop: watch::Receiver<bool>,
@@ -230,14 +228,21 @@ pub(crate) fn begin(
     Ok((started, leads_on))
 }
 
+/// What there is to be said of a database that was another device's.
+fn is_a_copy(before: DeviceId, device: DeviceId) -> String {
+    format!(
+        "this database was used as device {before} before: it is a copy, and device {device} follows with it; nothing of it \
+         is lost. If the other device is gone for good, let this one take over"
+    )
+}
+
 /// Starts the tasks.
 pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Result<Node, Error> {
     let device = transport.device();
     let (stop, stopping) = watch::channel(false);
     let (slots, heard) = (Mutex::default(), Mutex::default());
-    let copied = OnceLock::new();
     let reassigning = Semaphore::new(REASSIGNMENTS_MAX);
-    let shared = Arc::new(Shared { library, transport, slots, heard, copied, reassigning, stop: stopping });
+    let shared = Arc::new(Shared { library, transport, slots, heard, reassigning, stop: stopping });
     let incoming = shared.transport.listen(shared.library.id)?;
     let peers = shared.peers();
     let precedence = Arc::clone(&shared.library.precedence);
@@ -246,19 +251,15 @@ pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Re
     if leads_on {
         shared.lead_on().await?;
     }
-    let mut last_error = None;
+    let mut copy_of = None;
     match started {
         Started::Leading(term) => tracing::info!(library = %shared.library.id, %term, "leading"),
         Started::Following => tracing::info!(library = %shared.library.id, %device, "following"),
-        Started::Copied { before } => {
-            let text = format!(
-                "this database was used as device {before} before: it is a copy, and device {device} follows with it; \
-                 nothing of it is lost. If the other device is gone for good, let this one take over"
-            );
-            tracing::warn!(library = %shared.library.id, "{text}");
-            last_error = Some(text.clone());
-            let _ = shared.copied.set(text);
-        }
+        Started::Copied { before } => copy_of = Some(before),
+    }
+    let last_error = copy_of.map(|before| is_a_copy(before, device));
+    if let Some(text) = &last_error {
+        tracing::warn!(library = %shared.library.id, "{text}");
     }
     let leads = matches!(started, Started::Leading(_));
     shared.library.status.send_modify(|status| {
@@ -266,7 +267,7 @@ pub(crate) async fn start(library: Arc<Inner>, transport: SharedTransport) -> Re
         status.role = if leads { Role::Leader } else { Role::Follower };
         status.link = if leads { Link::Leading } else { Link::Connecting };
         status.leader = leads.then_some(device);
-        status.last_error = last_error;
+        (status.copy_of, status.last_error) = (copy_of, last_error);
     });
     let (questions, asked) = mpsc::channel(QUESTIONS_QUEUE);
     let mut tasks = JoinSet::new();

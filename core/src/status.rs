@@ -41,6 +41,9 @@ pub struct Status {
     /// The last entry with a change that this device made and its database did not know: it was restored from an older state,
     /// or is a copy of one that goes on elsewhere. Nothing is lost by that; but two copies are better two devices.
     pub rolled_back: Option<Seq>,
+    /// The device as which this database was used before, where that was another one: it is a copy, or was given to this device
+    /// for good. Noticed at the first start as this device, and told until the library is closed. Nothing of it is lost.
+    pub copy_of: Option<DeviceId>,
     /// The leader whose log and this device's have both been compacted behind the point at which they part: syncing has stopped
     /// until a person decides which of the two is to stand, as the link's reason says.
     pub split: Option<DeviceId>,

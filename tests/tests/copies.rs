@@ -118,11 +118,13 @@ async fn a_copy_under_another_key_brings_what_was_pending_and_the_original_too()
     twin.start(&scene.network).await;
     twin.sql("INSERT INTO items (id, name) VALUES ('t', 'twin')").await;
     twin.library.barrier().await.unwrap();
-    assert!(twin.library.status().borrow().device.is_some());
+    let copy_of = twin.library.status().borrow().copy_of;
+    assert_eq!(copy_of, Some(tidelog::id::DeviceId([2; 32])), "it says whose database it has");
     let entries = scene.leader.log().len();
     scene.follower = closed.reopen(register).await.unwrap();
     scene.follower.start(&scene.network).await;
     assert_agreed(&scene).await;
+    assert_eq!(scene.follower.library.status().borrow().copy_of, None, "the original is none");
     assert_eq!(scene.leader.log().len(), entries);
     assert_eq!(names(&scene.follower), "a first,b pending,t twin");
 }

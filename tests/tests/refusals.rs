@@ -229,7 +229,7 @@ async fn a_copied_database_under_another_key_follows_and_says_so() {
     let copy = Device::open(&site.path("copy"), |library| library.existing()).await.unwrap();
     let copy = copy.plug(&site.network, 7).await;
     let status = copy.status();
-    assert_eq!(status.role, Role::Follower);
+    assert_eq!((status.role, status.copy_of), (Role::Follower, Some(device(1))));
     assert_says(
         &status.last_error.unwrap(),
         &[
@@ -244,6 +244,15 @@ async fn a_copied_database_under_another_key_follows_and_says_so() {
     let leader = site.leader().await;
     leader.write(&["INSERT INTO items (id, name) VALUES ('b', '')"]).await;
     level(&leader, &[&copy]).await;
+    // What it is it goes on to say, and the text goes with the success.
+    let status = copy.shows("it follows", |s| s.link == Link::Online).await;
+    assert_eq!((status.copy_of, status.last_error), (Some(device(1)), None));
+    assert_eq!(leader.status().copy_of, None);
+    // From the next start on it is a device like all others.
+    copy.stop().await;
+    let again = Device::open(&site.path("copy"), |library| library.existing()).await.unwrap();
+    let again = again.plug(&site.network, 7).await;
+    assert_eq!(again.status().copy_of, None);
 }
 
 /// A leader's database and a copy of it, both of which went on by themselves: the original was opened `original`

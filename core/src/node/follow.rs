@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, sleep_until, timeout, timeout_at},
 };
 
-use super::Shared;
+use super::{Shared, is_a_copy};
 use crate::{
     engine::{Driver, Pulse},
     entry::Run,
@@ -182,9 +182,9 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
         shared.library.status.send_modify(|status| {
             status.link = Link::Offline;
             // Of a copy that finds nobody a person has to know what it is.
-            let copied = shared.copied.get().filter(|_| shared.heard_top().is_none());
-            status.last_error = Some(match copied {
-                Some(copied) => format!("{lost}. And {copied}"),
+            let copy_of = status.copy_of.filter(|_| shared.heard_top().is_none());
+            status.last_error = Some(match copy_of {
+                Some(before) => format!("{lost}. And {}", is_a_copy(before, shared.transport.device())),
                 None => lost,
             });
             status.next_retry = Some(next);
