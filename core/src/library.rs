@@ -367,6 +367,9 @@ impl Library {
     /// Starts syncing over `transport`, as its device. A device that leads opens its term and takes followers, any
     /// other looks for the leader. Must be called within a tokio runtime, which carries the work from then on.
     ///
+    /// It returns when what was captured while the library was not started is sealed. It is started before: where that takes
+    /// long, it can be asked meanwhile, and [shut down](Library::shutdown). A call that is dropped leaves it stopped.
+    ///
     /// # Errors
     /// [`Error::Started`]; [`Error::NotAdopted`] while rows wait for [`Library::adopt`]; or why the transport or the
     /// database refused. The library stays open and stopped then.
@@ -379,13 +382,20 @@ impl Library {
         self.inner.engine.step(|driver| driver.transaction(adopt::refuse_unadopted)).await?;
         self.inner.status.send_modify(|status| status.unadopted = 0);
         let node = node::start(Arc::clone(&self.inner), transport).await?;
-        // It is pushed as it is sealed; what comes is applied behind it.
-        if let Err(error) = node.shared().seal_backlog().await {
-            node.stop().await;
-            return Err(error);
-        }
+        // It is started from here on: asked, and shut down, like any other, however long its backlog is.
+        let shared = node.shared();
         *lock_node(&self.inner.node) = Some(node);
-        Ok(())
+        let mut given_up = GivenUp(Some(&self.inner.node));
+        // It is pushed as it is sealed; what comes is applied behind it.
+        let sealed = shared.seal_backlog().await;
+        if sealed.is_err() {
+            let node = lock_node(&self.inner.node).take();
+            if let Some(node) = node {
+                node.stop().await;
+            }
+        }
+        given_up.0 = None;
+        sealed
     }
 
     /// The library's status, now and whenever it changes.
@@ -517,12 +527,18 @@ impl Library {
         self.offer_lead().await;
         let node = lock_node(&self.inner.node).take();
         if let Some(node) = node {
+            let shared = node.shared();
             node.stop().await;
-            let sealed = self.inner.engine.step(|driver| {
-                driver.transaction(seal::seal_all)?;
-                sequence::own_batch(driver)?;
-                driver.publish()
-            });
+            let sealed = async {
+                // Seal by seal, however much it is.
+                shared.seal_backlog().await?;
+                let rest = |driver: &mut Driver| {
+                    driver.transaction(seal::seal_all)?;
+                    sequence::own_batch(driver)?;
+                    driver.publish()
+                };
+                self.inner.engine.step(rest).await
+            };
             if let Err(error) = sealed.await {
                 tracing::warn!(library = %self.inner.id, %error, "the last seal failed; the rows stay in the outbox");
             }
@@ -568,6 +584,17 @@ impl<'s> Starting<'s> {
 impl Drop for Starting<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Stops the node of a start that is given up before its end.
+struct GivenUp<'s>(Option<&'s Mutex<Option<Node>>>);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        if let Some(node) = self.0 {
+            drop(lock_node(node).take());
+        }
     }
 }
 
