@@ -19,7 +19,7 @@ use crate::{
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     inject::{self, Safeguard},
     life::{self, Place, Sight},
-    log::{self, Appender, Newest, ROW_MAX},
+    log::{self, Appender, Authors, Newest, ROW_MAX},
     park::{self, Identity},
     pushed::{Arrival, Pushed},
     resolve::{Dropped, Effect, Loser},
@@ -273,7 +273,8 @@ impl Pass {
     ) -> Result<Self, Error> {
         let Replica { max_seen: term, top, clock, .. } = tx.replica()?;
         let mut pass = Self { before: top.seq, ..Self::default() };
-        let (mut lookup, mut writers) = (Lookup::new(tx), Writers::default());
+        let (mut lookup, mut writers, mut authors) =
+            (Lookup::default(), Writers::default(), Authors::default());
         let (mut seq, mut clock) = (top.seq, clock);
         let now = tx.world.now();
         // The group's row stands before its entries do: what one of them wrote is looked up by it for the next.
@@ -290,6 +291,7 @@ impl Pass {
             };
             let mut change = change.clone();
             change.rank_at(now);
+            lookup.has_entry = false;
             let outcome = match refused.get(&n) {
                 Some(fate) => Some(fate.outcome()),
                 // Where its author's database cascaded.
@@ -312,11 +314,14 @@ impl Pass {
             clock = clock.max(change.ranking_stamp());
             seq = seq.next();
             let entry = Entry { seq, term, n: Some(n), body: Body::Change(change) };
-            appender.push(&entry)?;
+            if let Body::Change(change) = &entry.body {
+                let image = change.before.as_deref().filter(|_| !lookup.has_entry);
+                appender.push_change(&entry, change, None, image)?;
+            }
             if let Body::Change(change) = &entry.body
                 && park::concerns(change)
             {
-                park::park(tx, Identity::of(group, Some(n)), group.device, seq, change)?;
+                park::park(tx, &mut authors, Identity::of(group, Some(n)), group.device, seq, change)?;
             }
             for change in derived {
                 seq = seq.next();

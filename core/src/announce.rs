@@ -13,7 +13,8 @@ use crate::{
     capture::quote,
     entry::Shape,
     error::Error,
-    layout::{Layouts, last_said, model_row, read_record},
+    layout::{Layouts, last_said, model_row},
+    record::RecordId,
     seal,
     sql::{Bound, read_value},
     store::{Model, Tx},
@@ -65,7 +66,7 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
         Ok(())
     };
     let model_row = model_row(tx.conn, &shape_of.model)?;
-    let mut layouts = Layouts::new(tx.models);
+    let mut layouts = Layouts::default();
     let leads = tx.replica()?.is_leader();
     let mut found = 0;
     let mut seen = HashSet::new();
@@ -93,7 +94,7 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
     let mut select = tx.conn.prepare("SELECT DISTINCT record FROM sync_entry WHERE model = ?1")?;
     let mut rows = select.query([model_row])?;
     while let Some(row) = rows.next()? {
-        let record = read_record(row.get_ref(0)?)?;
+        let record = RecordId::read(row.get_ref(0)?)?;
         if !seen.contains(&record)
             && let Some(row) = last_known(tx, shape_of, &record)?
         {
@@ -105,9 +106,9 @@ fn announce(tx: &Tx<'_>, model: &Model, shape: i64) -> Result<u64, Error> {
 }
 
 /// The record's last known row in the fields of a shape; a field that it did not have yet counts as NULL.
-pub(crate) fn last_known(tx: &Tx<'_>, shape: &Shape, record: &str) -> Result<Option<Vec<Value>>, Error> {
+pub(crate) fn last_known(tx: &Tx<'_>, shape: &Shape, record: &RecordId) -> Result<Option<Vec<Value>>, Error> {
     let model = model_row(tx.conn, &shape.model)?;
-    let said = last_said(tx.conn, &mut Layouts::new(tx.models), model, record)?;
+    let said = last_said(tx.conn, &mut Layouts::default(), model, record)?;
     let row = said.as_ref().and_then(|said| said.row_as(shape));
     Ok(row.map(|row| row.into_iter().map(|v| v.cloned().unwrap_or_default()).collect()))
 }

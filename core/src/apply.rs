@@ -19,14 +19,16 @@ use rusqlite::{CachedStatement, ErrorCode, OptionalExtension, params, params_fro
 use crate::{
     entry::{Batch, Body, Change, Entry, EntryKind, Group, Shape},
     error::Error,
-    id::{Position, Seq, Term},
+    id::{OriginSeq, Position, Seq, Term},
     inject::{self, Safeguard},
-    layout::{LogRow, RecordId},
+    layout::LogRows,
     life,
-    log::{self, Appender, LogReader},
+    log::{self, Appender, Authors, LogReader},
     overlay::{self, Layers, Overlay},
     park::{self, Identity},
-    pending, seal,
+    pending,
+    record::RecordId,
+    seal,
     sql::{Bound, bind, read_value},
     store::{Mode, Model, Replica, RowSql, Tx, origin_of, origin_row},
     tree,
@@ -57,7 +59,7 @@ pub(crate) enum Applied {
 pub(crate) struct Arrived {
     batch: Batch,
     last: Seq,
-    rows: Vec<Option<LogRow>>,
+    rows: LogRows,
     company: Vec<Company>,
 }
 
@@ -72,16 +74,7 @@ struct Company {
 
 impl Arrived {
     pub(crate) fn of(batch: Batch) -> Self {
-        let row = |entry: &Entry| match &entry.body {
-            Body::Change(change) => Some(LogRow::of(change)),
-            _ => None,
-        };
-        Self {
-            rows: batch.entries.iter().map(row).collect(),
-            company: company(&batch),
-            last: batch.last(),
-            batch,
-        }
+        Self { rows: LogRows::of(&batch.entries), company: company(&batch), last: batch.last(), batch }
     }
 
     /// Whether there is more in it than the writes of a moment.
@@ -106,17 +99,9 @@ impl Arrived {
         self.batch.entries.iter().filter(is_known).count() * 2 > self.batch.entries.len()
     }
 
-    /// The entries of these groups show what was pending here: what stood in the tables of it may have lain over other
-    /// pending changes, so that their rows are written in any case.
-    fn mark_again(&mut self, own: &[RangeInclusive<Seq>]) {
-        for (entry, company) in self.batch.entries.iter().zip(&mut self.company) {
-            company.again |= own.iter().any(|group| group.contains(&entry.seq));
-        }
-    }
-
     fn forget_first(&mut self, count: usize) {
         self.batch.entries.drain(..count);
-        self.rows.drain(..count);
+        self.rows.forget_first(count);
         // Those before are in the log, and the first of each record may be among them.
         self.company.drain(..count);
     }
@@ -136,7 +121,7 @@ fn company(batch: &Batch) -> Vec<Company> {
     for (i, entry) in batch.entries.iter().enumerate() {
         let Body::Change(change) = &entry.body else { continue };
         let effective = change.effect() != EntryKind::Noop;
-        match last.entry((change.shape.model.as_str(), change.record.as_str())) {
+        match last.entry((change.shape.model.as_str(), &change.record)) {
             hash_map::Entry::Vacant(place) => {
                 place.insert(effective.then_some(i));
             }
@@ -168,13 +153,15 @@ pub(crate) struct Images {
     /// In the order of their entries; `None` where a later one of the record has taken its place.
     due: Vec<Option<Image>>,
     /// Of each model and record, where in `due` it is.
-    places: HashMap<String, HashMap<String, usize, foldhash::fast::RandomState>>,
+    places: HashMap<String, Places, foldhash::fast::RandomState>,
     /// How many have been replaced.
     given_up: usize,
     has_pending: bool,
     /// Something was deleted to which pending rows may refer.
     deleted: bool,
 }
+
+type Places = HashMap<RecordId, usize, foldhash::fast::RandomState>;
 
 struct Image {
     change: Change,
@@ -190,34 +177,49 @@ const PLACES_MAX: usize = 8 * IMAGES_MAX;
 impl Images {
     /// Takes the batch's images; those that it replaces are forgotten. Of each record that a batch has several entries of,
     /// one is enough.
-    fn take(&mut self, tx: &Tx<'_>, arrived: &mut Arrived, has_pending: bool) {
+    fn take(&mut self, tx: &Tx<'_>, arrived: &mut Arrived, own: &Own, has_pending: bool) {
         self.has_pending |= has_pending;
         self.deleted |= deletes(&arrived.batch);
-        arrived.rows.clear();
+        arrived.rows = LogRows::default();
         for (entry, company) in arrived.batch.entries.drain(..).zip(arrived.company.drain(..)) {
+            let (seq, n) = (entry.seq, entry.n);
             let Body::Change(change) = entry.body else { continue };
             if !writes(tx, &change, company) {
+                continue;
+            }
+            let settles = own.settles(seq);
+            if settles.is_shown(tx, n, &change, company) && !self.know(&change) {
                 continue;
             }
             let records = match self.places.get_mut(&change.shape.model) {
                 Some(records) => records,
                 None => self.places.entry(change.shape.model.clone()).or_default(),
             };
-            let mut again = company.again;
-            if let Some(&place) = records.get(&change.record) {
-                if change.effect() == EntryKind::Noop
-                    && let Some(image) = &mut self.due[place]
-                {
-                    // What stands is that image's, whatever stood in the table until now.
-                    image.again = true;
-                    continue;
+            let (mut again, next) = (company.again || settles != Settles::Nothing, self.due.len());
+            match records.get_mut(&change.record) {
+                Some(place) => {
+                    if change.effect() == EntryKind::Noop
+                        && let Some(image) = &mut self.due[*place]
+                    {
+                        // What stands is that image's, whatever stood in the table until now.
+                        image.again = true;
+                        continue;
+                    }
+                    (self.due[*place], again) = (None, true);
+                    self.given_up += 1;
+                    *place = next;
                 }
-                (self.due[place], again) = (None, true);
-                self.given_up += 1;
+                None => {
+                    records.insert(change.record.clone(), next);
+                }
             }
-            records.insert(change.record.clone(), self.due.len());
             self.due.push(Some(Image { change, again }));
         }
+    }
+
+    /// Whether an entry of the change's record was applied before in the transaction.
+    fn know(&self, change: &Change) -> bool {
+        self.places.get(&change.shape.model).is_some_and(|records| records.contains_key(&change.record))
     }
 
     /// Whether there is no place for more: places that were given up count as well, or they would grow with the batches.
@@ -284,7 +286,7 @@ fn brings_orphan(tx: &Tx<'_>, parts: Parts, arrived: &Arrived) -> Result<bool, E
 }
 
 /// Records touched by a batch, for events: model, record, kind.
-pub(crate) type Touched = Vec<(Arc<Shape>, String, EntryKind)>;
+pub(crate) type Touched = Vec<(Arc<Shape>, RecordId, EntryKind)>;
 
 /// Applies a batch. `message` is what it came as, for putting a part aside. Where it fails with a constraint
 /// ([`is_constraint`]) in another way, it is to be tried again with [`Rows::StepOutFirst`].
@@ -359,13 +361,14 @@ pub(crate) fn apply(
         }
     }
     let as_they_come = !step_out_first && later.is_none();
-    let Appended { position, own, blocked } = append(tx, replica, parts, arrived, as_they_come, has_pending)?;
+    let known = later.as_deref();
+    let Appended { position, own, blocked } =
+        append(tx, replica, parts, arrived, known, as_they_come, has_pending)?;
     if let Some(images) = later {
-        arrived.mark_again(&own);
         if let Some(touched) = touched {
             note(touched, arrived);
         }
-        images.take(tx, arrived, has_pending);
+        images.take(tx, arrived, &own, has_pending);
         if images.is_full() {
             images.write(tx)?;
         }
@@ -420,7 +423,7 @@ fn skip_held(tx: &Tx<'_>, arrived: &mut Arrived, top: Position) -> Result<Skip, 
     let held = batch.entries.iter().take_while(|e| e.seq <= top.seq).count();
     let (mut entries, mut groups) = (batch.entries[..held].iter(), batch.groups.iter().peekable());
     let (mut at, until) = (batch.after.seq, top.seq.min(batch.last()));
-    let mut reader = LogReader::new(tx.models);
+    let mut reader = LogReader::default();
     // In as many pieces as this device cuts it into, which need not be the sender's.
     while at < until {
         let mine = reader.read(tx.conn, at, until)?;
@@ -481,49 +484,64 @@ fn each_part(
     each(tx, arrived)
 }
 
-/// Appends every entry to the log, with the groups, the vector of origins and the clock. Where rows are written as they
-/// come, each part's are behind its entries: a part is unpacked once.
+/// Appends every entry to the log, with the groups, the vector of origins and the clock. Of records that `known` images are
+/// of, the log has entries. Where rows are written as they come, each part's are behind its entries: a part is unpacked once.
 fn append(
     tx: &mut Tx<'_>,
     Replica { top, device, mut clock, .. }: Replica,
     parts: Parts,
     arrived: &Arrived,
+    known: Option<&Images>,
     as_they_come: bool,
     has_pending: bool,
 ) -> Result<Appended, Error> {
     let newest = arrived.batch.entries.iter().map(|entry| entry.body.stamp()).max().unwrap_or(0);
     clock = arrived.batch.entries.iter().filter_map(|e| e.body.ranking_stamp()).fold(clock, u64::max);
     let mut waiting = if has_pending { pending::origins(tx.conn)? } else { Vec::new() };
-    let (mut own, mut blocked) = (Vec::new(), Vec::new());
+    let (mut own, mut blocked) = (Own::default(), Vec::new());
+    // Of a record that a group in parts has several changes of, another part may have written one that stood below.
+    let all_stand = parts == Parts::None && (waiting.is_empty() || !pending::is_any_blocked(tx.conn)?);
     // The groups stand before their entries do: what one of them wrote is looked up by it for the next.
     for group in &arrived.batch.groups {
         let row = origin_row(tx.conn, group.origin, group.device)?;
         log::push_group(tx.conn, group, row, clock)?;
         let mut settled = 0;
+        // What is settled out of turn lay over what is pending before it, and now lies under it.
+        let in_turn = all_stand && !waiting.is_empty() && pending::is_next(tx.conn, row, group.tag)?;
         if !waiting.is_empty() {
             settled = settle(tx, &mut waiting, row, group, newest)?;
         }
         if settled > 0 {
-            own.push(group.first..=group.last);
+            let whole = in_turn && settled as u64 == group.count();
+            own.0.push((group.first..=group.last, if whole { Settles::All } else { Settles::Some }));
         }
         if Some(group.device) == device && (settled as u64) <= group.last_n.0 - group.first_n.0 {
             rolled_back(tx, group)?;
         }
     }
     let mut position = top;
-    let mut appender = Appender::new(tx, top)?;
+    let (mut appender, mut authors) = (Appender::new(tx, top)?, Authors::default());
     each_part(tx, parts, arrived, |tx, part| {
         let mut groups = part.batch.groups.iter().peekable();
-        for ((entry, row), company) in part.batch.entries.iter().zip(&part.rows).zip(&part.company) {
-            match (&entry.body, row) {
-                (Body::Change(change), Some(row)) => {
-                    let is_first = change.existed && !company.again && !appender.has_earlier(change)?;
+        for (i, (entry, company)) in part.batch.entries.iter().zip(&part.company).enumerate() {
+            match &entry.body {
+                Body::Change(change) => {
+                    let may_be_first =
+                        change.existed && !company.again && !known.is_some_and(|images| images.know(change));
+                    let is_first = may_be_first && !appender.has_earlier(change)?;
                     let image = if is_first { row_in_table(tx, change)? } else { None };
-                    appender.push_change(entry, change, row, image.as_deref())?;
+                    appender.push_change(entry, change, Some(part.rows.get(i)), image.as_deref())?;
                     if park::concerns(change) {
                         while groups.next_if(|group| group.last < entry.seq).is_some() {}
                         let group = groups.peek().ok_or_else(|| in_no_group(entry))?;
-                        park::park(tx, Identity::of(group, entry.n), group.device, entry.seq, change)?;
+                        park::park(
+                            tx,
+                            &mut authors,
+                            Identity::of(group, entry.n),
+                            group.device,
+                            entry.seq,
+                            change,
+                        )?;
                     }
                 }
                 _ => appender.push(entry)?,
@@ -570,12 +588,52 @@ fn settle(
     Ok(settled)
 }
 
+/// The groups of a batch, ascending, that show what was pending here until now.
+#[derive(Default)]
+struct Own(Vec<(RangeInclusive<Seq>, Settles)>);
+
+/// How much of what was pending here an entry's group settles. What stood in the tables of it may have lain over other pending
+/// changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Settles {
+    Nothing,
+    Some,
+    /// All its changes were pending here, before all others, and they stood in the tables.
+    All,
+}
+
+impl Own {
+    fn settles(&self, seq: Seq) -> Settles {
+        let at = self.0.partition_point(|(group, _)| *group.end() < seq);
+        self.0
+            .get(at)
+            .filter(|(group, _)| group.contains(&seq))
+            .map_or(Settles::Nothing, |(_, settles)| *settles)
+    }
+}
+
+impl Settles {
+    /// Whether the table shows the record as it is with an entry of such a group: its change stood there with all that is
+    /// pending behind it, over what the log said before; and it came to the very row that its author made, by writing the very
+    /// fields. The `company` tells of what was there before it and was not written.
+    fn is_shown(self, tx: &Tx<'_>, n: Option<OriginSeq>, change: &Change, company: Company) -> bool {
+        self == Self::All
+            && n.is_some()
+            && !company.again
+            && change.kind == EntryKind::Upsert
+            && change.effect() == EntryKind::Upsert
+            && change.written() == change.fields.as_deref()
+            && change.row_after() == change.row
+            && !overlay::adds_up(tx, change)
+    }
+}
+
 /// What appending a batch came to.
 struct Appended {
     /// The top of the log.
     position: Position,
     /// Entries that show what was pending here until now.
-    own: Vec<RangeInclusive<Seq>>,
+    own: Own,
     /// Records that were written as they come, of which something is blocked.
     blocked: Vec<Change>,
 }
@@ -611,7 +669,7 @@ fn in_no_group(entry: &Entry) -> Error {
 
 /// The row as the table has it, where an entry is the first of its record in this log.
 fn row_in_table(tx: &Tx<'_>, change: &Change) -> Result<Option<Vec<Value>>, Error> {
-    let Some(model) = tx.models.iter().find(|m| *m.shape == *change.shape) else { return Ok(None) };
+    let Some(model) = tx.models.iter().find(|m| m.shape == change.shape) else { return Ok(None) };
     model.row(tx.conn, &change.key_in(&model.shape))
 }
 
@@ -695,26 +753,26 @@ fn explain(tx: &Tx<'_>, error: Error) -> Error {
 }
 
 /// Values of local columns of rows that stepped out, by model and record: key, values.
-pub(crate) type LocalValues = HashMap<(usize, String), (Vec<Value>, Vec<Value>)>;
+pub(crate) type LocalValues = HashMap<(usize, RecordId), (Vec<Value>, Vec<Value>)>;
 
-/// Writes a part's images: of each record the last.
-/// Those that show what was pending may have lain over what still
-/// is: they count as changed before. Records of which something is blocked are returned.
-fn write_part(
-    tx: &Tx<'_>,
-    part: &Arrived,
-    own: &[RangeInclusive<Seq>],
-    has_pending: bool,
-) -> Result<Vec<Change>, Error> {
-    let is_own = |seq: Seq| own.iter().any(|group| group.contains(&seq));
-    let images = lasting(tx, part).map(|(seq, change, company)| (change, company.again || is_own(seq)));
+/// Writes a part's images: of each record the last. Those that show what was pending may have lain over what still is: they
+/// count as changed before. Records of which something is blocked are returned.
+fn write_part(tx: &Tx<'_>, part: &Arrived, own: &Own, has_pending: bool) -> Result<Vec<Change>, Error> {
+    let images = lasting(tx, part).filter_map(|(entry, change, company)| {
+        let settles = own.settles(entry.seq);
+        let is_shown = settles.is_shown(tx, entry.n, change, *company);
+        (!is_shown).then_some((change, company.again || settles != Settles::Nothing))
+    });
     write_images(tx, images, has_pending)
 }
 
 /// The entries of a part whose images no later one of it replaces.
-fn lasting<'p>(tx: &'p Tx<'_>, part: &'p Arrived) -> impl Iterator<Item = (Seq, &'p Change, &'p Company)> {
+fn lasting<'p>(
+    tx: &'p Tx<'_>,
+    part: &'p Arrived,
+) -> impl Iterator<Item = (&'p Entry, &'p Change, &'p Company)> {
     part.batch.entries.iter().zip(&part.company).filter_map(|(entry, company)| match &entry.body {
-        Body::Change(change) if writes(tx, change, *company) => Some((entry.seq, change, company)),
+        Body::Change(change) if writes(tx, change, *company) => Some((entry, change, company)),
         _ => None,
     })
 }
@@ -731,7 +789,7 @@ fn write_images<'i>(
     has_pending: bool,
 ) -> Result<Vec<Change>, Error> {
     let mut blocked = Vec::new();
-    let (mut writers, mut overlay) = (Writers::default(), Overlay::new(tx));
+    let (mut writers, mut overlay) = (Writers::default(), Overlay::default());
     // What these very entries settled does not lie over them any more.
     let lies_over = has_pending && pending::is_any(tx.conn)?;
     for (change, again) in images {
@@ -777,8 +835,8 @@ fn step_out_all(tx: &Tx<'_>, part: &Arrived, kept: &mut LocalValues) -> Result<(
 /// Writes a part's images, but only where no later entry of the record is in the log: one that another part of the group
 /// replaces may be in the way of a third record's.
 fn write_last(tx: &Tx<'_>, part: &Arrived) -> Result<(), Error> {
-    for (seq, change, company) in lasting(tx, part) {
-        if !is_replaced(tx, seq, change)? {
+    for (entry, change, company) in lasting(tx, part) {
+        if !is_replaced(tx, entry.seq, change)? {
             write_images(tx, std::iter::once((change, company.again)), false)?;
         }
     }
@@ -805,7 +863,7 @@ fn is_replaced(tx: &Tx<'_>, seq: Seq, change: &Change) -> Result<bool, Error> {
         "SELECT 1 FROM sync_entry WHERE record = ?2 AND seq > ?3 AND kind IN (1, 2)
             AND model = (SELECT id FROM sync_model WHERE name = ?1) LIMIT 1",
     )?;
-    Ok(later.exists(params![change.shape.model, RecordId(&change.record), seq.0])?)
+    Ok(later.exists(params![change.shape.model, change.record, seq.0])?)
 }
 
 /// The writers of the shapes that were met.
@@ -848,7 +906,7 @@ impl<'c> Writer<'c> {
         };
         let model = &tx.models[index];
         let RowSql { insert, upsert, delete, .. } = &model.sql;
-        let map = (*model.shape != **shape)
+        let map = (model.shape != *shape)
             .then(|| model.shape.fields.iter().map(|f| shape.fields.iter().position(|s| s == f)).collect());
         if !shape.has_key_of(&model.shape) {
             return Err(Error::Table {

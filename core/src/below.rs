@@ -35,7 +35,7 @@ pub(crate) fn found(
     if kept.is_empty() {
         return Ok(found);
     }
-    let mut layouts = Layouts::new(tx.models);
+    let mut layouts = Layouts::default();
     for (n, change) in gone {
         let Some((_, model)) = model_of(tx, change) else { continue };
         let Some(said) = logged_before(tx.conn, &mut layouts, change, before.next())? else { continue };

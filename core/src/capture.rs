@@ -30,15 +30,21 @@ pub(crate) fn quote(name: &str) -> String {
 
 /// A list as JSON, the form in which the sync tables keep names.
 pub(crate) fn json_names<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> String {
-    let mut text = String::from("[");
+    let mut text = String::new();
+    write_names(names, &mut text);
+    text
+}
+
+/// Appends [`json_names`].
+pub(crate) fn write_names<S: AsRef<str>>(names: impl IntoIterator<Item = S>, out: &mut String) {
+    out.push('[');
     for (i, name) in names.into_iter().enumerate() {
         if i > 0 {
-            text.push(',');
+            out.push(',');
         }
-        value::write_json_string(name.as_ref(), &mut text);
+        value::write_json_string(name.as_ref(), out);
     }
-    text.push(']');
-    text
+    out.push(']');
 }
 
 /// Reads [`json_names`] back.

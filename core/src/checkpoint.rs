@@ -16,8 +16,8 @@ use rusqlite::Connection;
 
 use crate::{error::Error, store};
 
-/// Pages in the write-ahead log from which on the thread is at work while batches come: 12 MiB of 4 KiB each, before
-/// an application's commit would be.
+/// Pages in the write-ahead log from which on the thread is at work while batches come, once for as many again: 12 MiB of 4 KiB
+/// each. What batch after batch writes anew is copied once for several of them.
 const SOFT_PAGES: i32 = 3000;
 /// The same while commits are of at most [`CALM_COMMIT`] pages: a log that begins anew sooner is written where the
 /// file has room already, and syncing it does not have to wait for the file system to note that it grew.
@@ -39,6 +39,8 @@ pub(crate) struct Checkpointer {
     thread: Option<thread::JoinHandle<()>>,
     /// Pages in the log after the last commit.
     pages: Cell<i32>,
+    /// The same when the thread was last told.
+    told: Cell<i32>,
 }
 
 impl Checkpointer {
@@ -58,7 +60,7 @@ impl Checkpointer {
                 move || run(path, &nudges)
             })
             .map_err(|source| Error::File { what: "starting the checkpoints of", path, source })?;
-        Ok(Self { nudge: Some(nudge), thread: Some(thread), pages: Cell::new(0) })
+        Ok(Self { nudge: Some(nudge), thread: Some(thread), pages: Cell::new(0), told: Cell::new(0) })
     }
 
     /// To be called after each commit of `conn`.
@@ -69,12 +71,16 @@ impl Checkpointer {
             return;
         }
         let added = pages - self.pages.replace(pages);
-        let soft = if added <= CALM_COMMIT { CALM_PAGES } else { SOFT_PAGES };
+        if added < 0 {
+            // It has begun anew.
+            self.told.set(0);
+        }
+        let is_due =
+            if added <= CALM_COMMIT { pages >= CALM_PAGES } else { pages - self.told.get() >= SOFT_PAGES };
         if pages >= HARD_PAGES {
             checkpoint(conn);
-        } else if pages >= soft
-            && let Some(nudge) = &self.nudge
-        {
+        } else if is_due && let Some(nudge) = &self.nudge {
+            self.told.set(pages);
             // Full: it knows already.
             let _ = nudge.try_send(());
         }

@@ -14,7 +14,7 @@ use crate::{
     error::Error,
     id::{DeviceId, Seq},
     layout::{Layouts, logged_before},
-    log::LogReader,
+    log::{Authors, LogReader},
     model::Policy,
     park::last_writer,
     pending,
@@ -221,7 +221,7 @@ impl Head {
     fn find(self, conn: &Connection, models: &[Model]) -> Result<Found, Error> {
         let missing =
             || Error::Damaged(format!("conflict {} is of entry {}, which is none", self.id, self.seq));
-        let (entry, group) = LogReader::new(models).change(conn, self.seq)?.ok_or_else(missing)?;
+        let (entry, group) = LogReader::default().change(conn, self.seq)?.ok_or_else(missing)?;
         let Body::Change(change) = entry.body else { return Err(missing()) };
         let base = match (&change.before, &change.fields) {
             (Some(before), Some(fields)) => Row::in_shape(&change.shape, before, Some(fields)),
@@ -232,9 +232,9 @@ impl Head {
             id: ConflictId(self.id),
             seq: self.seq,
             model: change.shape.model.clone(),
-            record: change.record.clone(),
+            record: change.record.to_string(),
             base,
-            local: local(conn, models, &change, self.seq, self.state, self.field.as_deref())?,
+            local: local(conn, &change, self.seq, self.state, self.field.as_deref())?,
             remote: remote(&group, &change, self.seq),
             winner: match self.loser.as_str() {
                 "local" => Winner::Remote,
@@ -257,23 +257,22 @@ fn remote(group: &Group, change: &Change, seq: Seq) -> Version {
 
 fn local(
     conn: &Connection,
-    models: &[Model],
     change: &Change,
     seq: Seq,
     state: ConflictState,
     field: Option<&str>,
 ) -> Result<Version, Error> {
-    let mut layouts = Layouts::new(models);
+    let mut layouts = Layouts::default();
     let (mut said, mut writer) = (None, None);
     if state == ConflictState::Open {
         // Whoever decides looks at what stands now.
         let end = Seq(i64::MAX as u64);
         said = logged_before(conn, &mut layouts, change, end)?;
-        writer = last_writer(conn, change, end, field)?;
+        writer = last_writer(conn, &mut Authors::default(), change, end, field)?;
     }
     if said.is_none() {
         said = logged_before(conn, &mut layouts, change, seq)?;
-        writer = last_writer(conn, change, seq, field)?;
+        writer = last_writer(conn, &mut Authors::default(), change, seq, field)?;
     }
     let row = said.and_then(|said| Some(Row::in_shape(&said.shape, said.row.as_deref()?, None)));
     Ok(Version {

@@ -18,7 +18,6 @@ use crate::{
     pending,
     row::Row,
     status::ChangeKind,
-    store::Model,
     value::write_json_string,
 };
 
@@ -126,26 +125,26 @@ pub(crate) struct Found {
 }
 
 /// A dead letter by its id.
-pub(crate) fn by_id(conn: &Connection, models: &[Model], id: Uuid) -> Result<Option<Found>, Error> {
+pub(crate) fn by_id(conn: &Connection, id: Uuid) -> Result<Option<Found>, Error> {
     let head = conn
         .prepare_cached(
             "SELECT seq, id, decided FROM sync_dead_letter WHERE id = ?1 ORDER BY decided IS NOT NULL, seq DESC LIMIT 1",
         )?
         .query_row([id.as_bytes()], head)
         .optional()?;
-    head.map(|head| find(conn, models, head)).transpose()
+    head.map(|head| find(conn, head)).transpose()
 }
 
 /// Those that wait, oldest first, up to [`PAGE_MAX`].
-pub(crate) fn open(conn: &Connection, models: &[Model]) -> Result<Vec<DeadLetter>, Error> {
+pub(crate) fn open(conn: &Connection) -> Result<Vec<DeadLetter>, Error> {
     let sql = "SELECT seq, id, decided FROM sync_dead_letter WHERE decided IS NULL ORDER BY seq LIMIT ?1";
-    page(conn, models, sql, params![PAGE_MAX])
+    page(conn, sql, params![PAGE_MAX])
 }
 
 /// All behind `after`, oldest first, up to [`PAGE_MAX`].
-pub(crate) fn since(conn: &Connection, models: &[Model], after: Seq) -> Result<Vec<DeadLetter>, Error> {
+pub(crate) fn since(conn: &Connection, after: Seq) -> Result<Vec<DeadLetter>, Error> {
     let sql = "SELECT seq, id, decided FROM sync_dead_letter WHERE seq > ?1 ORDER BY seq LIMIT ?2";
-    page(conn, models, sql, params![after.0, PAGE_MAX])
+    page(conn, sql, params![after.0, PAGE_MAX])
 }
 
 type Head = (Seq, Uuid, Option<Seq>);
@@ -154,24 +153,19 @@ fn head(row: &SqlRow<'_>) -> rusqlite::Result<Head> {
     Ok((Seq(row.get(0)?), Uuid::from_bytes(row.get(1)?), row.get::<_, Option<u64>>(2)?.map(Seq)))
 }
 
-fn page(
-    conn: &Connection,
-    models: &[Model],
-    sql: &str,
-    params: impl rusqlite::Params,
-) -> Result<Vec<DeadLetter>, Error> {
+fn page(conn: &Connection, sql: &str, params: impl rusqlite::Params) -> Result<Vec<DeadLetter>, Error> {
     let heads = conn.prepare_cached(sql)?.query_map(params, head)?.collect::<Result<Vec<_>, _>>()?;
-    heads.into_iter().map(|head| Ok(find(conn, models, head)?.letter)).collect()
+    heads.into_iter().map(|head| Ok(find(conn, head)?.letter)).collect()
 }
 
-fn find(conn: &Connection, models: &[Model], (seq, id, decided): Head) -> Result<Found, Error> {
+fn find(conn: &Connection, (seq, id, decided): Head) -> Result<Found, Error> {
     let missing = || Error::Damaged(format!("dead letter {id} is of entry {seq}, which is none"));
-    let (entry, group) = LogReader::new(models).change(conn, seq)?.ok_or_else(missing)?;
+    let (entry, group) = LogReader::default().change(conn, seq)?.ok_or_else(missing)?;
     let Body::Change(change) = entry.body else { return Err(missing()) };
     let named = |fields: &Vec<u16>| {
         fields.iter().filter_map(|&f| change.shape.fields.get(usize::from(f)).cloned()).collect()
     };
-    let said = logged_before(conn, &mut Layouts::new(models), &change, seq)?;
+    let said = logged_before(conn, &mut Layouts::default(), &change, seq)?;
     let key: Vec<u16> = change.shape.key.iter().filter_map(|&i| u16::try_from(i).ok()).collect();
     let is_upsert = change.kind == EntryKind::Upsert;
     let state = match decided {
@@ -183,7 +177,7 @@ fn find(conn: &Connection, models: &[Model], (seq, id, decided): Head) -> Result
         id: DeadLetterId(id),
         seq,
         model: change.shape.model.clone(),
-        record: change.record.clone(),
+        record: change.record.to_string(),
         device: group.device,
         at: change.at,
         kind: if change.kind == EntryKind::Delete { ChangeKind::Delete } else { ChangeKind::Upsert },

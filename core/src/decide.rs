@@ -15,6 +15,7 @@ use crate::{
     entry::{Change, Decision, EntryKind},
     error::Error,
     log::ROW_MAX,
+    record::RecordId,
     resolve,
     row::Row,
     seal,
@@ -102,7 +103,7 @@ pub(crate) fn discard(tx: &mut Tx<'_>, id: Uuid) -> Result<(), Error> {
 
 fn waiting(tx: &mut Tx<'_>, id: Uuid, what: &str) -> Result<dead_letter::Found, Error> {
     seal::seal_all(tx)?;
-    let found = dead_letter::by_id(tx.conn, tx.models, id)?.ok_or_else(|| {
+    let found = dead_letter::by_id(tx.conn, id)?.ok_or_else(|| {
         not_decided(what.to_owned(), "this device knows no such dead letter", "List them again")
     })?;
     let DeadLetter { state, being_decided, .. } = &found.letter;
@@ -148,7 +149,7 @@ type Refused = (String, String);
 /// The row with the values that a person gave, after a look whether they can be meant.
 fn merged(
     model: &Model,
-    record: &str,
+    record: &RecordId,
     current: Option<&[Value]>,
     row: &Row,
 ) -> Result<Option<Vec<Value>>, Refused> {
@@ -167,7 +168,7 @@ fn merged(
         ));
     }
     let target = filled(model, current, row);
-    if model.shape.record_id(&target) != record {
+    if model.shape.record_id(&target) != *record {
         return Err((
             format!("the row is another record's, {}", model.shape.record_id(&target)),
             "Leave the key as it is".to_owned(),

@@ -526,6 +526,11 @@ impl Driver {
         self.turn = None;
     }
 
+    /// Where the database's writers in this process queue.
+    pub(crate) fn gate(&self) -> Arc<WriteGate> {
+        Arc::clone(&self.gate)
+    }
+
     fn turn(&mut self) -> Option<Guard> {
         self.turn.take().or_else(|| self.gate.acquire_blocking(PATIENCE))
     }

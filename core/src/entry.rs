@@ -3,13 +3,15 @@
 //! An entry knows its model's fields by name, through the [`Shape`] it was sealed with: what another release of the
 //! application sent can be kept and handed on without this one knowing every field.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use once_cell::sync::Lazy;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
+    record::RecordId,
     resolve::{Dropped, Effect},
     value::Value,
     world::clamp,
@@ -56,7 +58,25 @@ pub(crate) struct Shape {
     pub(crate) uuids: Vec<bool>,
 }
 
+/// Shapes in use, so that equal ones are the same and one look tells. Beyond so many, new ones are kept by their users alone.
+static SHARED: Lazy<Mutex<Vec<Weak<Shape>>>> = Lazy::new(Mutex::default);
+const SHARED_MAX: usize = 256;
+
 impl Shape {
+    /// The one in use that is equal to it, which it becomes if there is none.
+    pub(crate) fn shared(self) -> Arc<Self> {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(met) = shared.iter().filter_map(Weak::upgrade).find(|met| **met == self) {
+            return met;
+        }
+        let new = Arc::new(self);
+        shared.retain(|met| met.strong_count() > 0);
+        if shared.len() < SHARED_MAX {
+            shared.push(Arc::downgrade(&new));
+        }
+        new
+    }
+
     /// Whether the same columns name a record in both.
     pub(crate) fn has_key_of(&self, other: &Self) -> bool {
         let mine = self.key.iter().map(|&i| &self.fields[i]);
@@ -70,7 +90,7 @@ pub(crate) struct Change {
     /// Fields that `row` and `fields` speak of.
     pub(crate) shape: Arc<Shape>,
     /// Canonical record id.
-    pub(crate) record: String,
+    pub(crate) record: RecordId,
     /// Upsert or Delete; Noop where it only decides.
     pub(crate) kind: EntryKind,
     /// Whether the record existed before.

@@ -15,8 +15,7 @@ use crate::{
     life, log,
     pending::{self, PushedUpTo},
     status::AppliedChange,
-    store::{self, Model},
-    term,
+    store, term,
     unwind::{Unwinding, Unwound},
     wire::{HISTORY_MAX, Message, PushStop, Unreadable},
 };
@@ -105,11 +104,11 @@ impl Pushes {
     }
 
     /// Reads the next push: what is pending behind what was pushed; `None` where there is nothing.
-    pub(crate) fn next(&self, conn: &Connection, models: &[Model]) -> Result<Option<NextPush>, Error> {
+    pub(crate) fn next(&self, conn: &Connection) -> Result<Option<NextPush>, Error> {
         // What is pending, the log before it, and the term, as they were at one time.
         let read = conn.unchecked_transaction()?;
         let Some(replica) = store::replica(&read)? else { return Ok(None) };
-        let Some(push) = pending::read(&read, models, &self.upto)? else { return Ok(None) };
+        let Some(push) = pending::read(&read, &self.upto)? else { return Ok(None) };
         let message = Message::push(replica.max_seen, replica.top, &push.batch).encode();
         Ok(Some(NextPush { message, upto: PushedUpTo::after(&push) }))
     }
@@ -255,7 +254,7 @@ impl<'c> Told<'c> {
 
     fn tell(self) {
         for (shape, record, kind) in self.touched.into_iter().flatten() {
-            if let Some(change) = AppliedChange::of(&shape, record, kind) {
+            if let Some(change) = AppliedChange::of(&shape, &record, kind) {
                 // Nobody listens any more: fine.
                 let _ = self.changes.send(change);
             }
@@ -264,9 +263,10 @@ impl<'c> Told<'c> {
 }
 
 /// Batches that one transaction applies, and how long it goes on taking more: about as long as the engine holds the
-/// database's one writer.
+/// database's one writer, and for as long as nobody in this process waits for it, up to a moment that others do not notice.
 const TOGETHER_MAX: usize = 32;
 const TOGETHER_FOR: Duration = Duration::from_millis(40);
+const TOGETHER_ALONE: Duration = Duration::from_millis(200);
 
 /// What batches came to that were applied together.
 struct Together {
@@ -288,6 +288,11 @@ fn apply_together(
     let mut told = Told::new(&changes);
     let mut taken = Vec::new();
     let mut received = first;
+    let gate = driver.gate();
+    let has_time = || {
+        let taken = began.elapsed();
+        taken < TOGETHER_FOR || (taken < TOGETHER_ALONE && !gate.is_waited_for())
+    };
     let applied = driver.transaction(|tx| {
         let (mut images, mut reached) = (Images::default(), None);
         loop {
@@ -301,7 +306,7 @@ fn apply_together(
             let goes_on = matches!(applied, Applied::To(_) | Applied::Staged(_))
                 && received.has_more_behind()
                 && taken.len() < TOGETHER_MAX
-                && began.elapsed() < TOGETHER_FOR;
+                && has_time();
             match if goes_on { more() } else { None } {
                 Some(next) => received = next,
                 None => {

@@ -36,6 +36,7 @@ type Callback = Arc<dyn Fn() + Send + Sync>;
 /// Where the writers of one database in this process queue.
 pub struct WriteGate {
     turns: Arc<Semaphore>,
+    waiting: AtomicUsize,
     commits: AtomicU64,
     uncut: AtomicU64,
     /// How many callbacks there are, so that a commit nobody waits for costs one load.
@@ -55,6 +56,22 @@ struct Listeners {
 #[must_use = "the turn ends when the guard is dropped"]
 pub struct Guard {
     _permit: OwnedSemaphorePermit,
+}
+
+/// Somebody who waits for a turn, until it is dropped: his patience may end, or he.
+struct Waits<'g>(&'g AtomicUsize);
+
+impl<'g> Waits<'g> {
+    fn at(gate: &'g WriteGate) -> Self {
+        gate.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(&gate.waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A registration of [`WriteGate::on_commit`], until it is dropped.
@@ -82,6 +99,7 @@ impl WriteGate {
     fn new() -> Self {
         Self {
             turns: Arc::new(Semaphore::new(1)),
+            waiting: AtomicUsize::new(0),
             commits: AtomicU64::new(0),
             uncut: AtomicU64::new(0),
             listening: AtomicUsize::new(0),
@@ -95,6 +113,7 @@ impl WriteGate {
         if let Some(guard) = self.try_acquire() {
             return Some(guard);
         }
+        let _waits = Waits::at(self);
         let turn = Arc::clone(&self.turns).acquire_owned();
         let permit = tokio::time::timeout(patience, turn).await.ok()?.ok()?;
         Some(Guard { _permit: permit })
@@ -106,6 +125,7 @@ impl WriteGate {
         if let Some(guard) = self.try_acquire() {
             return Some(guard);
         }
+        let _waits = Waits::at(self);
         let deadline = Instant::now() + patience;
         let mut turn = pin!(Arc::clone(&self.turns).acquire_owned());
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
@@ -126,6 +146,11 @@ impl WriteGate {
     pub fn try_acquire(&self) -> Option<Guard> {
         let permit = Arc::clone(&self.turns).try_acquire_owned().ok()?;
         Some(Guard { _permit: permit })
+    }
+
+    /// Whether somebody waits for a turn.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Says that a transaction that wrote `rows` rows is committed, and calls whoever registered for that.

@@ -3,88 +3,105 @@
 //! A layout is a [`Shape`] kept in `sync_layout`. Rows of models that this release does not know, or knows otherwise,
 //! are read by the layout they came with.
 
-use std::{cell::RefCell, collections::HashMap, sync::Arc};
-
-use rusqlite::{
-    Connection, OptionalExtension, ToSql, params,
-    types::{ToSqlOutput, Value as SqlValue, ValueRef},
+use std::{
+    cell::RefCell,
+    collections::{HashMap, hash_map},
+    sync::Arc,
 };
-use uuid::Uuid;
+
+use rusqlite::{Connection, OptionalExtension, params, types::ValueRef};
 
 use crate::{
-    capture::{json_names, names_from_json},
-    entry::{Change, EntryKind, Shape},
+    capture::{json_names, names_from_json, write_names},
+    entry::{Body, Change, Entry, EntryKind, Shape},
     error::Error,
     id::Seq,
     outcome,
-    store::Model,
+    record::RecordId,
     value::{self, Value},
 };
 
-/// A canonical record id as the sync tables keep it: the 16 bytes of a UUID, any other text as it is.
-pub(crate) struct RecordId<'r>(pub(crate) &'r str);
-
-/// The bytes of the canonical text of a UUID. A text key may hold a UUID in other letters, which stays a text.
-fn canonical_uuid(record: &str) -> Option<[u8; 16]> {
-    let uuid = Uuid::try_parse(record).ok()?;
-    let mut buffer = [0u8; uuid::fmt::Hyphenated::LENGTH];
-    (uuid.hyphenated().encode_lower(&mut buffer) == record).then(|| uuid.into_bytes())
-}
-
-impl ToSql for RecordId<'_> {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(match canonical_uuid(self.0) {
-            Some(uuid) => ToSqlOutput::Owned(SqlValue::Blob(uuid.to_vec())),
-            None => ToSqlOutput::Borrowed(ValueRef::Text(self.0.as_bytes())),
-        })
-    }
-}
-
-/// What the log keeps of a change, worked out beside the writer.
-#[derive(Debug)]
-pub(crate) struct LogRow {
+/// What the log keeps of a change.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogRow<'t> {
     /// The row's text.
-    pub(crate) text: String,
+    pub(crate) text: &'t str,
     /// Names of the fields that it wrote; `None` for all.
-    pub(crate) fields: Option<String>,
+    pub(crate) fields: Option<&'t str>,
     /// What its author made of the record, where the entry came to something else.
-    pub(crate) authored: Option<String>,
-    uuid: Option<[u8; 16]>,
+    pub(crate) authored: Option<&'t str>,
 }
 
-impl LogRow {
-    pub(crate) fn of(change: &Change) -> Self {
-        let row = change.row_after();
-        let mut text = String::with_capacity(row.iter().map(Value::json_size).sum::<usize>() + 2);
-        change.shape.write_row(change.effect(), row, &mut text);
-        let names = |fields: &[u16]| {
-            json_names(fields.iter().filter_map(|f| change.shape.fields.get(usize::from(*f))))
-        };
-        Self {
-            text,
-            fields: change.written().map(names),
-            authored: outcome::to_json(change),
-            uuid: canonical_uuid(&change.record),
+/// What the log keeps of changes, worked out beside the writer: one text for all of them, since rows come by the hundred
+/// thousand.
+#[derive(Debug, Default)]
+pub(crate) struct LogRows {
+    text: String,
+    rows: Vec<Ends>,
+}
+
+/// Where the parts of a row end in the text; it begins where the one before it ends. What is not there is empty.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    begin: usize,
+    text: usize,
+    fields: usize,
+    authored: usize,
+}
+
+impl LogRows {
+    /// Of the entries of a batch, in their order; of what is no change, nothing.
+    pub(crate) fn of(entries: &[Entry]) -> Self {
+        let sizes = entries.iter().map(|entry| match &entry.body {
+            Body::Change(change) => change.row.iter().map(Value::json_size).sum::<usize>() + 32,
+            _ => 0,
+        });
+        let (text, rows) = (String::with_capacity(sizes.sum()), Vec::with_capacity(entries.len()));
+        let mut all = Self { text, rows };
+        for entry in entries {
+            match &entry.body {
+                Body::Change(change) => all.push(change),
+                _ => all.end(all.text.len(), all.text.len(), all.text.len()),
+            }
         }
+        all
     }
 
-    /// The change's record id, as [`RecordId`] would have it.
-    pub(crate) fn record<'r>(&'r self, change: &'r Change) -> ToSqlOutput<'r> {
-        ToSqlOutput::Borrowed(match &self.uuid {
-            Some(uuid) => ValueRef::Blob(uuid),
-            None => ValueRef::Text(change.record.as_bytes()),
-        })
+    /// Of one change.
+    pub(crate) fn set(&mut self, change: &Change) -> LogRow<'_> {
+        self.text.clear();
+        self.rows.clear();
+        self.push(change);
+        self.get(0)
     }
-}
 
-/// Reads what [`RecordId`] wrote.
-pub(crate) fn read_record(value: ValueRef<'_>) -> Result<String, Error> {
-    match value {
-        ValueRef::Blob(bytes) => <[u8; 16]>::try_from(bytes).ok().map(value::uuid_text),
-        ValueRef::Text(bytes) => std::str::from_utf8(bytes).ok().map(str::to_owned),
-        _ => None,
+    fn push(&mut self, change: &Change) {
+        let begin = self.text.len();
+        change.shape.write_row(change.effect(), change.row_after(), &mut self.text);
+        let text = self.text.len();
+        if let Some(fields) = change.written() {
+            change.shape.write_field_names(fields, &mut self.text);
+        }
+        let fields = self.text.len();
+        outcome::write_json(change, &mut self.text);
+        self.end(begin, text, fields);
     }
-    .ok_or_else(|| Error::Damaged("a record id is neither a UUID nor a text".into()))
+
+    fn end(&mut self, begin: usize, text: usize, fields: usize) {
+        self.rows.push(Ends { begin, text, fields, authored: self.text.len() });
+    }
+
+    /// That of the change so many behind the first.
+    pub(crate) fn get(&self, index: usize) -> LogRow<'_> {
+        let Ends { begin, text, fields, authored } = self.rows[index];
+        let part = |from, to| Some(&self.text[from..to]).filter(|part| !part.is_empty());
+        LogRow { text: &self.text[begin..text], fields: part(text, fields), authored: part(fields, authored) }
+    }
+
+    /// Forgets the first ones.
+    pub(crate) fn forget_first(&mut self, count: usize) {
+        self.rows.drain(..count);
+    }
 }
 
 /// The number of a shape's layout, made if there is none.
@@ -116,24 +133,31 @@ pub(crate) struct Numbered {
 
 /// The numbers of the shapes that were met, as long as no transaction that made one is rolled back.
 #[derive(Default)]
-pub(crate) struct Numbers(RefCell<HashMap<Arc<Shape>, Numbered>>);
+pub(crate) struct Numbers(RefCell<Vec<(Arc<Shape>, Numbered)>>);
 
 /// Shapes whose numbers are kept at hand.
-const NUMBERS_MAX: usize = 1024;
+const NUMBERS_MAX: usize = 256;
 
 impl Numbers {
     /// The numbers of a shape, made if there are none.
     pub(crate) fn of(&self, conn: &Connection, shape: &Arc<Shape>) -> Result<Numbered, Error> {
-        if let Some(known) = self.0.borrow().get(shape) {
-            return Ok(*known);
+        if let Some(known) = self.known(shape) {
+            return Ok(known);
         }
         let numbered = Numbered { model: model_row(conn, &shape.model)?, layout: layout_row(conn, shape)? };
         let mut known = self.0.borrow_mut();
         if known.len() >= NUMBERS_MAX {
             known.clear();
         }
-        known.insert(Arc::clone(shape), numbered);
+        known.push((Arc::clone(shape), numbered));
         Ok(numbered)
+    }
+
+    /// By the shape itself, if it is one that was met, else by one like it.
+    fn known(&self, shape: &Arc<Shape>) -> Option<Numbered> {
+        let known = self.0.borrow();
+        let itself = known.iter().find(|(met, _)| Arc::ptr_eq(met, shape));
+        itself.or_else(|| known.iter().find(|(met, _)| met == shape)).map(|(_, numbered)| *numbered)
     }
 
     pub(crate) fn forget(&self) {
@@ -154,24 +178,43 @@ pub(crate) fn model_row(conn: &Connection, model: &str) -> Result<i64, Error> {
     Ok(conn.last_insert_rowid())
 }
 
-/// The layouts that were met, by number. Registered models' shapes are shared.
-pub(crate) struct Layouts<'m> {
-    models: &'m [Model],
-    met: HashMap<i64, Arc<Shape>>,
+/// The layouts that were met, by number.
+#[derive(Default)]
+pub(crate) struct Layouts {
+    met: HashMap<i64, Arc<Shape>, foldhash::fast::RandomState>,
+    /// Changed fields as they were written, the latest last: neighbours mostly changed the same.
+    fields: Vec<(Arc<Shape>, Vec<u8>, Vec<u16>)>,
 }
 
-impl<'m> Layouts<'m> {
-    pub(crate) fn new(models: &'m [Model]) -> Self {
-        Self { models, met: HashMap::new() }
+/// Lists of changed fields kept at hand.
+const FIELDS_MAX: usize = 8;
+
+impl Layouts {
+    pub(crate) fn get(&mut self, conn: &Connection, layout: i64) -> Result<&Arc<Shape>, Error> {
+        Ok(match self.met.entry(layout) {
+            hash_map::Entry::Occupied(met) => met.into_mut(),
+            hash_map::Entry::Vacant(place) => place.insert(load(conn, layout)?.shared()),
+        })
     }
 
-    pub(crate) fn get(&mut self, conn: &Connection, layout: i64) -> Result<&Arc<Shape>, Error> {
-        if !self.met.contains_key(&layout) {
-            let shape = load(conn, layout)?;
-            let registered = self.models.iter().map(|m| &m.shape).find(|s| ***s == shape);
-            self.met.insert(layout, registered.map_or_else(|| Arc::new(shape), Arc::clone));
+    /// Indices of the changed fields of a row of this shape, of the column that names them; `None` for all.
+    pub(crate) fn fields(
+        &mut self,
+        shape: &Arc<Shape>,
+        names: ValueRef<'_>,
+    ) -> Result<Option<Vec<u16>>, Error> {
+        let ValueRef::Text(names) = names else { return Ok(None) };
+        let is_this =
+            |(of, text, _): &&(Arc<Shape>, Vec<u8>, Vec<u16>)| text == names && Arc::ptr_eq(of, shape);
+        if let Some((.., fields)) = self.fields.iter().rev().find(is_this) {
+            return Ok(Some(fields.clone()));
         }
-        Ok(&self.met[&layout])
+        let fields = shape.changed_fields(names)?;
+        if self.fields.len() >= FIELDS_MAX {
+            self.fields.remove(0);
+        }
+        self.fields.push((Arc::clone(shape), names.to_vec(), fields.clone()));
+        Ok(Some(fields))
     }
 }
 
@@ -200,6 +243,26 @@ impl Shape {
         } else {
             value::write_array(self.key.iter().map(|&i| (&row[i], self.uuids[i])), out);
         }
+    }
+
+    /// The names of changed fields, as the sync tables keep them; [`Layouts::fields`] reads them back.
+    pub(crate) fn field_names(&self, fields: &[u16]) -> String {
+        let mut names = String::with_capacity(32);
+        self.write_field_names(fields, &mut names);
+        names
+    }
+
+    /// Appends [`Shape::field_names`].
+    pub(crate) fn write_field_names(&self, fields: &[u16], out: &mut String) {
+        write_names(fields.iter().filter_map(|f| self.fields.get(usize::from(*f))), out);
+    }
+
+    fn changed_fields(&self, names: &[u8]) -> Result<Vec<u16>, Error> {
+        let index = |name: &str| -> Result<u16, Error> {
+            let at = self.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());
+            at.ok_or_else(|| Error::Damaged(format!("changed field `{name}` is not in its row")))
+        };
+        names_from_json(&String::from_utf8_lossy(names))?.iter().map(|name| index(name)).collect()
     }
 
     /// Writes values of these fields, in their order, as [`Shape::write_row`] writes a row.
@@ -247,9 +310,9 @@ pub(crate) struct LastSaid {
 /// What pending, else the log, last said of a record; `None` if neither knows it.
 pub(crate) fn last_said(
     conn: &Connection,
-    layouts: &mut Layouts<'_>,
+    layouts: &mut Layouts,
     model: i64,
-    record: &str,
+    record: &RecordId,
 ) -> Result<Option<LastSaid>, Error> {
     const PENDING: &str = "SELECT kind, layout, data FROM sync_pending
         WHERE model = ?1 AND record = ?2 AND kind IN (1, 2) ORDER BY id DESC LIMIT 1";
@@ -262,9 +325,9 @@ pub(crate) fn last_said(
 /// What the log last said of a record, pending aside; `None` if it does not know it.
 pub(crate) fn last_logged(
     conn: &Connection,
-    layouts: &mut Layouts<'_>,
+    layouts: &mut Layouts,
     model: i64,
-    record: &str,
+    record: &RecordId,
 ) -> Result<Option<LastSaid>, Error> {
     const LOG: &str = "SELECT kind, layout, data FROM sync_entry
         WHERE model = ?1 AND record = ?2 AND kind IN (1, 2) ORDER BY seq DESC LIMIT 1";
@@ -275,7 +338,7 @@ pub(crate) fn last_logged(
 /// entry may have kept.
 pub(crate) fn logged_before(
     conn: &Connection,
-    layouts: &mut Layouts<'_>,
+    layouts: &mut Layouts,
     change: &Change,
     seq: Seq,
 ) -> Result<Option<LastSaid>, Error> {
@@ -290,9 +353,7 @@ pub(crate) fn logged_before(
             .optional()?;
         let said: Option<(i64, i64, String)> = conn
             .prepare_cached(sql)?
-            .query_row(params![model, RecordId(&change.record), seq.0], |r| {
-                Ok((r.get(0)?, r.get(1)?, r.get(2)?))
-            })
+            .query_row(params![model, change.record, seq.0], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
             .optional()?;
         if let Some(said) = said {
             return said_as(conn, layouts, said).map(Some);
@@ -303,14 +364,14 @@ pub(crate) fn logged_before(
 
 fn said(
     conn: &Connection,
-    layouts: &mut Layouts<'_>,
+    layouts: &mut Layouts,
     sql: &str,
     model: i64,
-    record: &str,
+    record: &RecordId,
 ) -> Result<Option<LastSaid>, Error> {
     let said: Option<(i64, i64, String)> = conn
         .prepare_cached(sql)?
-        .query_row(params![model, RecordId(record)], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+        .query_row(params![model, record], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
         .optional()?;
     said.map(|said| said_as(conn, layouts, said)).transpose()
 }
@@ -318,7 +379,7 @@ fn said(
 /// What an entry or a pending change says of its record: kind, layout and row.
 pub(crate) fn said_as(
     conn: &Connection,
-    layouts: &mut Layouts<'_>,
+    layouts: &mut Layouts,
     (kind, layout, data): (i64, i64, String),
 ) -> Result<LastSaid, Error> {
     let shape = Arc::clone(layouts.get(conn, layout)?);

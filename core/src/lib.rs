@@ -129,6 +129,7 @@ mod pending;
 mod pushed;
 pub mod queue;
 mod reassign;
+mod record;
 mod references;
 pub mod resolve;
 pub mod row;

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params, types::ValueRef};
 
 use crate::{
-    capture::names_from_json,
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Run, Seen, Shape},
     error::Error,
     id::{DeviceId, Incarnation, Origin, OriginSeq, Position, Seq, Term},
     inject,
-    layout::{Layouts, LogRow, Numbered, Numbers, RecordId, read_record},
+    layout::{Layouts, LogRow, LogRows, Numbered, Numbers},
     life, outcome, pending,
-    store::{Model, Tx},
+    record::RecordId,
+    store::Tx,
     value::{self, Value},
 };
 
@@ -33,13 +33,14 @@ pub(crate) const ROW_MAX: usize = 5 << 18;
 pub(crate) struct Appender<'c> {
     conn: &'c Connection,
     insert: CachedStatement<'c>,
-    /// For most: no old row, no mark, no rank of its own, all fields.
+    /// For most: no old row, no mark, no rank of its own.
     insert_plain: CachedStatement<'c>,
     earlier: CachedStatement<'c>,
     numbers: &'c Numbers,
     /// Those of the shape before: most rows have the same.
     last: Option<(Arc<Shape>, Numbered)>,
     term: Option<Term>,
+    row: LogRows,
 }
 
 impl<'c> Appender<'c> {
@@ -56,13 +57,14 @@ impl<'c> Appender<'c> {
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
             )?,
             insert_plain: conn.prepare_cached(
-                "INSERT INTO sync_entry (seq, kind, n, stamp, at, model, record, existed, layout, data)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                "INSERT INTO sync_entry (seq, kind, n, stamp, at, model, record, existed, layout, data, fields)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             )?,
             earlier: conn
                 .prepare_cached("SELECT 1 FROM sync_entry WHERE model = ?1 AND record = ?2 LIMIT 1")?,
             last: None,
             term: (top.seq > Seq(0)).then_some(top.term),
+            row: LogRows::default(),
         })
     }
 
@@ -81,9 +83,7 @@ impl<'c> Appender<'c> {
                     .execute(params![device.to_string(), entry.seq.0, role])?;
                 Ok(())
             }
-            Body::Change(change) => {
-                self.push_change(entry, change, &LogRow::of(change), change.before.as_deref())
-            }
+            Body::Change(change) => self.push_change(entry, change, None, change.before.as_deref()),
         }
     }
 
@@ -113,26 +113,36 @@ impl<'c> Appender<'c> {
         Ok(())
     }
 
-    /// Appends a change whose row is worked out. `image` is the record's row here before it, if that is known; it is kept
+    /// Appends a change, whose row may be worked out. `image` is the record's row here before it, if that is known; it is kept
     /// where no earlier entry of the record says it.
     pub(crate) fn push_change(
         &mut self,
         entry: &Entry,
         change: &Change,
-        row: &LogRow,
+        row: Option<LogRow<'_>>,
         image: Option<&[Value]>,
     ) -> Result<(), Error> {
         self.push_term(entry)?;
         let Numbered { model, layout } = self.numbers(&change.shape)?;
         let (seq, kind, n) = (entry.seq.0, change.effect() as i64, entry.n.map(|n| n.0));
-        let record = row.record(change);
-        let plain = change.fields.is_none()
-            && image.is_none()
+        let before = match image {
+            Some(image) if change.existed && !self.has_earlier(change)? => {
+                let mut text = String::new();
+                change.shape.write_row(EntryKind::Upsert, image, &mut text);
+                Some(text)
+            }
+            _ => None,
+        };
+        let plain = before.is_none()
             && change.mark.is_none()
             && change.actor.is_none()
             && change.decides.is_none()
             && change.rank.is_none()
             && change.outcome.is_none();
+        let row = match row {
+            Some(row) => row,
+            None => self.row.set(change),
+        };
         if plain {
             self.insert_plain.execute(params![
                 seq,
@@ -141,21 +151,14 @@ impl<'c> Appender<'c> {
                 change.stamp,
                 change.at,
                 model,
-                record,
+                change.record,
                 change.existed,
                 layout,
-                row.text
+                row.text,
+                row.fields
             ])?;
             return Ok(());
         }
-        let before = match image {
-            Some(row) if change.existed && !self.has_earlier(change)? => {
-                let mut text = String::new();
-                change.shape.write_row(EntryKind::Upsert, row, &mut text);
-                Some(text)
-            }
-            _ => None,
-        };
         self.insert.execute(params![
             seq,
             kind,
@@ -163,7 +166,7 @@ impl<'c> Appender<'c> {
             change.stamp,
             change.at,
             model,
-            record,
+            change.record,
             change.existed,
             layout,
             row.text,
@@ -181,7 +184,7 @@ impl<'c> Appender<'c> {
     /// Whether the log holds an entry of the record already.
     pub(crate) fn has_earlier(&mut self, change: &Change) -> Result<bool, Error> {
         let Numbered { model, .. } = self.numbers(&change.shape)?;
-        Ok(self.earlier.exists(params![model, RecordId(&change.record)])?)
+        Ok(self.earlier.exists(params![model, change.record])?)
     }
 
     fn numbers(&mut self, shape: &Arc<Shape>) -> Result<Numbered, Error> {
@@ -289,6 +292,28 @@ pub(crate) fn sealed(conn: &Connection, seq: Seq) -> Result<Option<Sealed>, Erro
     }))
 }
 
+/// Whose entries are, with the groups kept at hand that were met last: neighbours are mostly of the same.
+#[derive(Default)]
+pub(crate) struct Authors(Vec<Sealed>);
+
+/// See [`Authors`].
+const AUTHORS_MAX: usize = 16;
+
+impl Authors {
+    /// [`sealed`], by what is at hand if it is.
+    pub(crate) fn at(&mut self, conn: &Connection, seq: Seq) -> Result<Option<Sealed>, Error> {
+        if let Some(met) = self.0.iter().rev().find(|group| group.first <= seq && seq <= group.last) {
+            return Ok(Some(*met));
+        }
+        let Some(sealed) = sealed(conn, seq)? else { return Ok(None) };
+        if self.0.len() >= AUTHORS_MAX {
+            self.0.remove(0);
+        }
+        self.0.push(sealed);
+        Ok(Some(sealed))
+    }
+}
+
 /// What the log holds last of an origin.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Newest {
@@ -373,15 +398,12 @@ pub(crate) fn read_run(row: &Row<'_>, at: usize) -> Result<Run, Error> {
 }
 
 /// Reads the log for other devices.
-pub(crate) struct LogReader<'m> {
-    layouts: Layouts<'m>,
+#[derive(Default)]
+pub(crate) struct LogReader {
+    layouts: Layouts,
 }
 
-impl<'m> LogReader<'m> {
-    pub(crate) fn new(models: &'m [Model]) -> Self {
-        Self { layouts: Layouts::new(models) }
-    }
-
+impl LogReader {
     /// The entries after `after` up to `until`: whole groups up to the size of a batch, or one part of a group
     /// that is larger, which may be a single row. Empty if there are none.
     pub(crate) fn read(&mut self, conn: &Connection, after: Seq, until: Seq) -> Result<Batch, Error> {
@@ -389,7 +411,8 @@ impl<'m> LogReader<'m> {
             0 => Position::EMPTY,
             _ => Position { term: term_at(conn, after)?, seq: after },
         };
-        let mut batch = Batch { after: position, entries: Vec::new(), groups: Vec::new() };
+        let room = until.0.saturating_sub(after.0).min(BATCH_ENTRIES as u64) as usize;
+        let mut batch = Batch { after: position, entries: Vec::with_capacity(room), groups: Vec::new() };
         let mut groups = GroupCursor::at(conn, after)?;
         // In the middle of a group: go on to its end and no further.
         let until = groups.current.as_ref().filter(|g| g.first <= after).map_or(until, |g| until.min(g.last));
@@ -407,11 +430,16 @@ impl<'m> LogReader<'m> {
             while let Some(run) = runs.next_if(|run| run.first <= seq) {
                 term = run.term;
             }
-            let entry = self.read_entry(conn, row, seq, term)?;
-            let group = match entry.body {
-                Body::TermStart { .. } => None,
-                Body::Member { .. } | Body::Change(_) => groups.seek(conn, seq)?,
+            let group = match row.get::<_, i64>(1)? {
+                kind if kind == EntryKind::TermStart as i64 => None,
+                _ => groups.seek(conn, seq)?,
             };
+            // What would be read of it would have to be read again.
+            if whole > 0 && group.is_some_and(|g| g.last.0 > position.seq.0 + inject::batch_entries() as u64)
+            {
+                break;
+            }
+            let entry = self.read_entry(conn, row, seq, term)?;
             let begins = group.filter(|g| g.first == seq).map_or(0, group_size);
             let whole_group = group.is_none_or(|g| g.last == seq);
             let entry_size = entry_size(&entry) + begins;
@@ -466,12 +494,9 @@ impl<'m> LogReader<'m> {
             _ => {
                 let shape = Arc::clone(self.layouts.get(conn, row.get(5)?)?);
                 let values = shape.read_row(kind, data)?;
-                let fields = match row.get_ref(8)? {
-                    ValueRef::Text(text) => Some(changed_fields(&shape, text)?),
-                    _ => None,
-                };
+                let fields = self.layouts.fields(&shape, row.get_ref(8)?)?;
                 let change = Change {
-                    record: read_record(row.get_ref(6)?)?,
+                    record: RecordId::read(row.get_ref(6)?)?,
                     kind,
                     existed: row.get(7)?,
                     fields,
@@ -487,7 +512,9 @@ impl<'m> LogReader<'m> {
                     shape,
                 };
                 Body::Change(match row.get_ref(12)? {
-                    ValueRef::Text(text) => outcome::from_json(&String::from_utf8_lossy(text), change)?,
+                    ValueRef::Text(text) => {
+                        outcome::from_json(&String::from_utf8_lossy(text), &mut self.layouts, change)?
+                    }
                     _ => change,
                 })
             }
@@ -506,19 +533,6 @@ pub(crate) fn member_of(data: &str) -> Option<(DeviceId, u8)> {
         }
         _ => None,
     }
-}
-
-/// Indices of changed fields, kept as names.
-pub(crate) fn changed_fields(shape: &Shape, json: &[u8]) -> Result<Vec<u16>, Error> {
-    let index = |name: &str| -> Result<u16, Error> {
-        let at = shape.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());
-        at.ok_or_else(|| Error::Damaged(format!("changed field `{name}` is not in its row")))
-    };
-    // Names seldom need an escape, and then read as they stand.
-    if let Ok(names) = serde_json::from_slice::<Vec<&str>>(json) {
-        return names.into_iter().map(index).collect();
-    }
-    names_from_json(&String::from_utf8_lossy(json))?.iter().map(|name| index(name)).collect()
 }
 
 /// At least the bytes that an entry takes in a message before it is packed. Counted here with room, so that a batch of

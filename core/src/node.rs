@@ -433,8 +433,8 @@ impl Readers {
         after: Seq,
         until: Position,
     ) -> Result<(Vec<u8>, Seq), Error> {
-        self.run(move |conn, models| {
-            let (message, last) = serving::entries(conn, models, (lead, floor), after, until)?;
+        self.run(move |conn, _| {
+            let (message, last) = serving::entries(conn, (lead, floor), after, until)?;
             Ok((message.encode(), last))
         })
         .await

@@ -2,29 +2,31 @@
 //! and beside it, in `change`, an object that a person can read holds what its author wrote, what that replaced, and
 //! what of it did not stand.
 
+use rusqlite::types::ValueRef;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    capture::json_names,
     entry::{Change, EntryKind, Outcome, Shape},
     error::Error,
+    layout::Layouts,
     resolve::{Dropped, Effect, Loser},
     value,
 };
 
 /// The object in `sync_entry.change`.
 #[derive(Deserialize)]
-struct Authored {
+struct Authored<'t> {
     kind: Kind,
     /// Names of the fields that its author changed; absent for all.
-    #[serde(default)]
-    fields: Option<Vec<String>>,
+    #[serde(borrow, default)]
+    fields: Option<&'t RawValue>,
     /// Its author's whole row, in the order of the layout.
-    row: Box<RawValue>,
+    #[serde(borrow)]
+    row: &'t RawValue,
     /// What the changed fields held before, where it is known.
-    #[serde(default)]
-    old: Option<Box<RawValue>>,
+    #[serde(borrow, default)]
+    old: Option<&'t RawValue>,
     #[serde(default)]
     dropped: Vec<Lost>,
     #[serde(default)]
@@ -58,9 +60,9 @@ enum Side {
     Both,
 }
 
-/// The text of `change`; `None` where the change came to what its author made of the record.
-pub(crate) fn to_json(change: &Change) -> Option<String> {
-    let outcome = change.outcome.as_ref()?;
+/// Appends the text of `change`; nothing where the change came to what its author made of the record.
+pub(crate) fn write_json(change: &Change, text: &mut String) {
+    let Some(outcome) = &change.outcome else { return };
     let shape = &change.shape;
     let name = |f: &u16| shape.fields.get(usize::from(*f));
     let kind = match change.kind {
@@ -69,22 +71,24 @@ pub(crate) fn to_json(change: &Change) -> Option<String> {
         _ => "none",
     };
     // By hand: a reader takes it apart as [`Authored`].
-    let mut text = format!(r#"{{"kind":"{kind}""#);
+    text.push_str(r#"{"kind":""#);
+    text.push_str(kind);
+    text.push('"');
     if let Some(fields) = &change.fields {
         text.push_str(r#","fields":"#);
-        text.push_str(&json_names(fields.iter().filter_map(name)));
+        shape.write_field_names(fields, text);
     }
     text.push_str(r#","row":"#);
-    shape.write_row(change.kind, &change.row, &mut text);
+    shape.write_row(change.kind, &change.row, text);
     if let Some(old) = change.old_values() {
         text.push_str(r#","old":"#);
-        shape.write_values(change.fields.as_deref().unwrap_or_default(), old, &mut text);
+        shape.write_values(change.fields.as_deref().unwrap_or_default(), old, text);
     }
     for (i, dropped) in outcome.dropped.iter().enumerate() {
         text.push_str(if i == 0 { r#","dropped":[{"# } else { ",{" });
         if let Some(field) = dropped.field.as_ref().and_then(name) {
             text.push_str(r#""field":"#);
-            value::write_json_string(field, &mut text);
+            value::write_json_string(field, text);
             text.push(',');
         }
         let loser = match dropped.loser {
@@ -100,16 +104,15 @@ pub(crate) fn to_json(change: &Change) -> Option<String> {
     }
     if let Some(refused) = &outcome.refused {
         text.push_str(r#","refused":"#);
-        value::write_json_string(refused, &mut text);
+        value::write_json_string(refused, text);
     }
     text.push('}');
-    Some(text)
 }
 
 /// Makes of a change as the rest of its row tells it, which is what its entry did, the one that its author sealed.
-pub(crate) fn from_json(text: &str, mut change: Change) -> Result<Change, Error> {
+pub(crate) fn from_json(text: &str, layouts: &mut Layouts, mut change: Change) -> Result<Change, Error> {
     let damaged = |what: String| Error::Damaged(format!("what an author wrote: {what}"));
-    let authored: Authored = serde_json::from_str(text).map_err(|e| damaged(e.to_string()))?;
+    let authored: Authored<'_> = serde_json::from_str(text).map_err(|e| damaged(e.to_string()))?;
     let shape = change.shape.clone();
     let index = |name: &String| {
         let found = shape.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());
@@ -128,8 +131,12 @@ pub(crate) fn from_json(text: &str, mut change: Change) -> Result<Change, Error>
         Kind::None => EntryKind::Noop,
     };
     change.row = shape.read_row(change.kind, authored.row.get())?;
-    change.fields =
-        authored.fields.map(|names| names.iter().map(index).collect::<Result<Vec<_>, _>>()).transpose()?;
+    change.fields = match authored.fields {
+        Some(names) => layouts
+            .fields(&shape, ValueRef::Text(names.get().as_bytes()))
+            .map_err(|e| damaged(e.to_string()))?,
+        None => None,
+    };
     if let (Some(old), Some(fields)) = (&authored.old, &change.fields) {
         let old = shape.read_values(fields, old.get()).map_err(damaged)?;
         if !change.set_old_values(old) {
@@ -248,8 +255,13 @@ mod tests {
             ),
         ];
         for change in changes {
-            let text = to_json(&change).unwrap();
-            assert_eq!(from_json(&text, as_the_rest_tells(&change)).unwrap(), change, "{text}");
+            let mut text = String::new();
+            write_json(&change, &mut text);
+            assert_eq!(
+                from_json(&text, &mut Layouts::default(), as_the_rest_tells(&change)).unwrap(),
+                change,
+                "{text}"
+            );
         }
     }
 
@@ -258,7 +270,7 @@ mod tests {
         let effect = || Outcome { effect: Effect::None, dropped: vec![], refused: None };
         let told = |text: &str| {
             let change = as_the_rest_tells(&change(EntryKind::Upsert, Some(vec![1]), row("x"), effect()));
-            from_json(text, change).unwrap_err().to_string()
+            from_json(text, &mut Layouts::default(), change).unwrap_err().to_string()
         };
         for text in [
             "",

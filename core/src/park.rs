@@ -12,8 +12,8 @@ use crate::{
     entry::{Change, Decision, Group, Outcome},
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Seq},
-    layout::RecordId,
-    log::{self, Sealed},
+    log::{Authors, Sealed},
+    record::RecordId,
     resolve::{Effect, Loser},
     store::Tx,
 };
@@ -36,8 +36,8 @@ impl Identity {
 
     /// Id of the conflict record in which its value of a field, or without one the record's being there, lost. All that a
     /// cascade made counts as one change, so the record is part of it.
-    pub(crate) fn conflict(&self, model: &str, record: &str, field: Option<&str>) -> Uuid {
-        self.hash(&["conflict", model, record, field.unwrap_or_default()])
+    pub(crate) fn conflict(&self, model: &str, record: &RecordId, field: Option<&str>) -> Uuid {
+        self.hash(&["conflict", model, &record.to_string(), field.unwrap_or_default()])
     }
 
     /// Id of its dead letter.
@@ -68,6 +68,7 @@ pub(crate) fn concerns(change: &Change) -> bool {
 /// there. `device` made the change.
 pub(crate) fn park(
     tx: &Tx<'_>,
+    authors: &mut Authors,
     identity: Identity,
     device: DeviceId,
     seq: Seq,
@@ -85,7 +86,10 @@ pub(crate) fn park(
     for dropped in &outcome.dropped {
         let name = dropped.field.and_then(|f| change.shape.fields.get(usize::from(f))).map(String::as_str);
         let (loser, losing) = match dropped.loser {
-            Loser::Local => ("local", last_writer(tx.conn, change, seq, name)?.map(|writer| writer.identity)),
+            Loser::Local => {
+                let writer = last_writer(tx.conn, authors, change, seq, name)?;
+                ("local", writer.map(|writer| writer.identity))
+            }
             Loser::Remote => ("remote", Some(identity)),
             Loser::Both => ("both", Some(identity)),
         };
@@ -148,7 +152,7 @@ fn supersede(
             seq.0,
             field.unwrap_or_default(),
             change.shape.model,
-            RecordId(&change.record),
+            change.record,
             device.to_string()
         ])?;
     Ok(())
@@ -168,6 +172,7 @@ pub(crate) struct LastWriter {
 /// not say. Whoever brought a record back that had been deleted wrote all of it.
 pub(crate) fn last_writer(
     conn: &Connection,
+    authors: &mut Authors,
     change: &Change,
     seq: Seq,
     field: Option<&str>,
@@ -177,7 +182,7 @@ pub(crate) fn last_writer(
          WHERE e.model = (SELECT id FROM sync_model WHERE name = ?1) AND e.record = ?2 AND e.seq < ?3
             AND e.kind IN (1, 2) ORDER BY e.seq DESC",
     )?;
-    let mut rows = statement.query(params![change.shape.model, RecordId(&change.record), seq.0])?;
+    let mut rows = statement.query(params![change.shape.model, change.record, seq.0])?;
     let mut after = None;
     while let Some(row) = rows.next()? {
         let (seq, n): (u64, Option<u64>) = (row.get(0)?, row.get(1)?);
@@ -192,7 +197,7 @@ pub(crate) fn last_writer(
         };
         if wrote {
             let (seq, n, at) = after.filter(|_| deletes).unwrap_or(entry);
-            return writer_at(conn, seq, n, at);
+            return writer_at(conn, authors, seq, n, at);
         }
         after = Some(entry);
     }
@@ -201,11 +206,12 @@ pub(crate) fn last_writer(
 
 fn writer_at(
     conn: &Connection,
+    authors: &mut Authors,
     seq: Seq,
     n: Option<OriginSeq>,
     at: i64,
 ) -> Result<Option<LastWriter>, Error> {
-    let Some(Sealed { origin, device, last_n, tag, .. }) = log::sealed(conn, seq)? else { return Ok(None) };
+    let Some(Sealed { origin, device, last_n, tag, .. }) = authors.at(conn, seq)? else { return Ok(None) };
     let identity = Identity { origin, n: n.unwrap_or(last_n), tag };
     Ok(Some(LastWriter { seq, identity, device, at }))
 }

@@ -9,11 +9,11 @@ use crate::{
     error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     inject,
-    layout::{Layouts, read_record},
+    layout::Layouts,
     life,
     log::{self, BATCH_BYTES, entry_size, group_size},
+    record::RecordId,
     seal,
-    store::Model,
     value::Value,
 };
 
@@ -86,8 +86,8 @@ impl PushedUpTo {
 }
 
 /// The pending changes behind those, up to the size of a batch; `None` if there are none.
-pub(crate) fn read(conn: &Connection, models: &[Model], after: &PushedUpTo) -> Result<Option<Push>, Error> {
-    let mut layouts = Layouts::new(models);
+pub(crate) fn read(conn: &Connection, after: &PushedUpTo) -> Result<Option<Push>, Error> {
+    let mut layouts = Layouts::default();
     let mut batch = Batch { after: Position::EMPTY, entries: Vec::new(), groups: Vec::new() };
     if let Some((group, sent)) = &after.open {
         batch.after.seq = *sent;
@@ -108,6 +108,10 @@ pub(crate) fn read(conn: &Connection, models: &[Model], after: &PushedUpTo) -> R
                 break;
             }
             let group = read_group(conn, row, seq)?;
+            // What would be read of it would have to be read again.
+            if whole > 0 && group.last.0 > inject::batch_entries() as u64 {
+                break;
+            }
             size += group_size(&group);
             batch.groups.push(group);
         }
@@ -176,6 +180,19 @@ pub(crate) fn origins(conn: &Connection) -> Result<Vec<i64>, Error> {
 /// Whether anything is pending.
 pub(crate) fn is_any(conn: &Connection) -> Result<bool, Error> {
     Ok(conn.prepare_cached("SELECT 1 FROM sync_pending LIMIT 1")?.exists([])?)
+}
+
+/// Whether the row of a pending change had to leave its table.
+pub(crate) fn is_any_blocked(conn: &Connection) -> Result<bool, Error> {
+    Ok(conn.prepare_cached("SELECT 1 FROM sync_pending WHERE state = 'blocked' LIMIT 1")?.exists([])?)
+}
+
+/// Whether what is pending first is of this group.
+pub(crate) fn is_next(conn: &Connection, origin_row: i64, tag: u64) -> Result<bool, Error> {
+    let sql = "SELECT origin = ?1 AND tag = ?2 FROM sync_pending ORDER BY id LIMIT 1";
+    let first =
+        conn.prepare_cached(sql)?.query_row(params![origin_row, tag as i64], |row| row.get(0)).optional()?;
+    Ok(first.unwrap_or(false))
 }
 
 /// Settles what the log shows now: the changes of a group up to this number, none of which has a higher stamp. How many
@@ -252,7 +269,7 @@ pub(crate) fn is_deciding(conn: &Connection, decision: Decision) -> Result<bool,
 }
 
 /// What is pending: a change as its author sealed it, or a membership that was in a log before.
-fn read_body(conn: &Connection, layouts: &mut Layouts<'_>, row: &Row<'_>) -> Result<Body, Error> {
+fn read_body(conn: &Connection, layouts: &mut Layouts, row: &Row<'_>) -> Result<Body, Error> {
     if !is_change(row)? {
         let data: String = row.get(at::DATA)?;
         let (device, role) = log::member_of(&data).ok_or_else(|| {
@@ -302,28 +319,21 @@ pub(crate) fn read_before(
 }
 
 /// A change as its author sealed it.
-pub(crate) fn read_change(
-    conn: &Connection,
-    layouts: &mut Layouts<'_>,
-    row: &Row<'_>,
-) -> Result<Change, Error> {
+pub(crate) fn read_change(conn: &Connection, layouts: &mut Layouts, row: &Row<'_>) -> Result<Change, Error> {
     let kind: i64 = row.get(at::KIND)?;
     let kind = EntryKind::from_i64(kind)
         .ok_or_else(|| Error::Damaged(format!("a pending change is of kind {kind}")))?;
     let data: String = row.get(at::DATA)?;
     let shape = Arc::clone(layouts.get(conn, row.get(at::LAYOUT)?)?);
     let values = shape.read_row(kind, &data)?;
-    let fields = match row.get::<_, Option<String>>(at::FIELDS)? {
-        Some(names) => Some(log::changed_fields(&shape, names.as_bytes())?),
-        None => None,
-    };
+    let fields = layouts.fields(&shape, row.get_ref(at::FIELDS)?)?;
     let before = match row.get::<_, Option<String>>(at::BEFORE)? {
         Some(before) => Some(read_before(&shape, &before, &values, fields.as_deref())?),
         None => None,
     };
     Ok(Change {
         shape,
-        record: read_record(row.get_ref(at::RECORD)?)?,
+        record: RecordId::read(row.get_ref(at::RECORD)?)?,
         kind,
         existed: row.get(at::EXISTED)?,
         fields,

@@ -41,7 +41,7 @@ pub struct Queued {
 
 /// What is queued behind a place, in order, at most [`PAGE_MAX`].
 pub(crate) fn read(conn: &Connection, models: &[Model], after: i64) -> Result<Vec<Queued>, Error> {
-    let mut layouts = Layouts::new(models);
+    let mut layouts = Layouts::default();
     let sql = format!("{} LIMIT ?2", pending::BY_ID);
     let mut statement = conn.prepare_cached(&sql)?;
     let mut rows = statement.query(params![after, PAGE_MAX])?;
@@ -67,7 +67,7 @@ pub(crate) fn read(conn: &Connection, models: &[Model], after: i64) -> Result<Ve
             priority: model.map_or_else(Priority::default, |model| model.descriptor.options.priority),
             state: if is_blocked(conn, place)? { QueuedState::Blocked } else { QueuedState::Waiting },
             model: change.shape.model.clone(),
-            record: change.record,
+            record: change.record.to_string(),
             actor: change.actor,
         });
     }

@@ -8,10 +8,7 @@
 //! A group too large to fold at once is folded window by window ([`FOLD_ROWS`], [`FOLD_BYTES`]): memory is bounded,
 //! the group stays one.
 
-use std::{
-    collections::{HashMap, hash_map},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use uuid::Uuid;
@@ -20,15 +17,15 @@ use crate::{
     adopt::{self, KIND_ADOPT},
     announce,
     apply::{Writer, is_constraint},
-    capture::json_names,
     entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Outcome, Seen},
     error::Error,
     id::{DeviceId, OriginSeq, Position, Seq, Term},
-    layout::{Layouts, Numbered, RecordId, last_logged},
-    log::{self, Appender, BATCH_BYTES, BATCH_ENTRIES, ROW_MAX, entry_size},
+    layout::{Layouts, Numbered, last_logged},
+    log::{self, Appender, Authors, BATCH_BYTES, BATCH_ENTRIES, ROW_MAX, entry_size},
     model::Policy,
     park::{self, Identity},
     pending,
+    record::RecordId,
     resolve::{self, Rules},
     sql::{Bound, read_value},
     store::{Captured, Minted, Mode, Model, Replica, Tx},
@@ -183,7 +180,7 @@ fn cut(conn: &Connection) -> Result<Option<Cut>, Error> {
 #[derive(Default)]
 struct Fold {
     records: Vec<Folded>,
-    index: HashMap<(i64, String), usize, foldhash::fast::RandomState>,
+    index: HashMap<(i64, RecordId), usize, foldhash::fast::RandomState>,
     rows: usize,
     bytes: usize,
     /// Rows of the outbox whose deletion is yet to come: they wait for the next seal.
@@ -192,8 +189,7 @@ struct Fold {
 
 struct Folded {
     shape: i64,
-    /// Until all is folded, the index has it.
-    record: String,
+    record: RecordId,
     /// Whether the record existed before the first of its rows; `None` where only a hook saw it.
     existed: Option<bool>,
     before: Option<Vec<Value>>,
@@ -220,9 +216,7 @@ impl Fold {
 
     /// What was folded, in order. Takes it.
     fn drain(&mut self) -> impl Iterator<Item = Folded> {
-        for ((_, record), i) in self.index.drain() {
-            self.records[i].record = record;
-        }
+        self.index.clear();
         (self.rows, self.bytes) = (0, 0);
         self.records.drain(..)
     }
@@ -265,7 +259,7 @@ impl Fold {
             _ => return Err(Error::Damaged(format!("the outbox has a row of kind {kind}"))),
         };
         let image = now.as_ref().or(before.as_ref());
-        let record = image.map(|image| captured.shape.record_id(image)).unwrap_or_default();
+        let record = image.map_or_else(|| "".into(), |image| captured.shape.record_id(image));
         self.bytes +=
             image.map_or(0, |image| image.iter().map(Value::size).sum::<usize>() + 32 * image.len());
         let (at, mark, actor): (i64, Option<String>, Option<String>) =
@@ -286,17 +280,8 @@ impl Fold {
         if kind == KIND_ADOPT && is_known(tx, captured, &key.1)? {
             return Ok(());
         }
-        let next = self.records.len();
-        match self.index.entry(key) {
-            hash_map::Entry::Vacant(place) => {
-                place.insert(next);
-            }
-            hash_map::Entry::Occupied(mut place) => {
-                self.records[*place.get()].record.clone_from(&place.key().1);
-                place.insert(next);
-            }
-        }
-        let (record, adopted) = (String::new(), kind == KIND_ADOPT);
+        let (record, adopted) = (key.1.clone(), kind == KIND_ADOPT);
+        self.index.insert(key, self.records.len());
         self.records.push(Folded { shape, record, existed, before, now, whole, adopted, at, mark, actor });
         Ok(())
     }
@@ -317,10 +302,10 @@ fn still_there(tx: &Tx<'_>, captured: &Captured, row: &[Value]) -> Result<bool, 
 }
 
 /// Whether the log or pending says something of the record already, which is then no older than an adopted row.
-fn is_known(tx: &Tx<'_>, captured: &Captured, record: &str) -> Result<bool, Error> {
+fn is_known(tx: &Tx<'_>, captured: &Captured, record: &RecordId) -> Result<bool, Error> {
     let model = tx.numbers.of(tx.conn, &captured.shape)?.model;
     let says = |sql: &str| -> Result<bool, Error> {
-        Ok(tx.conn.prepare_cached(sql)?.exists(params![model, RecordId(record)])?)
+        Ok(tx.conn.prepare_cached(sql)?.exists(params![model, record])?)
     };
     Ok(says("SELECT 1 FROM sync_entry WHERE model = ?1 AND record = ?2 LIMIT 1")?
         || says("SELECT 1 FROM sync_pending WHERE model = ?1 AND record = ?2 LIMIT 1")?)
@@ -472,7 +457,7 @@ impl<'c> Sink<'c> {
                     && park::concerns(change)
                 {
                     let identity = Identity { origin: self.minted.origin, n, tag: self.tag };
-                    park::park(tx, identity, self.device, seq, change)?;
+                    park::park(tx, &mut Authors::default(), identity, self.device, seq, change)?;
                 }
                 self.fresh_bytes += entry_size(&entry);
                 match &mut self.fresh {
@@ -493,10 +478,7 @@ impl<'c> Sink<'c> {
     }
 
     fn put_pending(&self, tx: &Tx<'_>, n: OriginSeq, change: &Change) -> Result<(), Error> {
-        let fields = change
-            .fields
-            .as_ref()
-            .map(|fields| json_names(fields.iter().filter_map(|f| change.shape.fields.get(usize::from(*f)))));
+        let fields = change.fields.as_ref().map(|fields| change.shape.field_names(fields));
         let Numbered { model, layout } = tx.numbers.of(tx.conn, &change.shape)?;
         let priority = tx
             .models
@@ -521,7 +503,7 @@ impl<'c> Sink<'c> {
                 change.at,
                 change.kind as i64,
                 model,
-                RecordId(&change.record),
+                change.record,
                 change.existed,
                 layout,
                 fields,
@@ -635,7 +617,7 @@ fn change_of(tx: &Tx<'_>, captured: &Captured, folded: Folded) -> Result<Option<
 
 /// The changes that cascades of this database made of the one that was just applied to `record`, which is not among them.
 /// Takes them out of the outbox.
-pub(crate) fn derived(tx: &Tx<'_>, model: &str, record: &str) -> Result<Vec<Change>, Error> {
+pub(crate) fn derived(tx: &Tx<'_>, model: &str, record: &RecordId) -> Result<Vec<Change>, Error> {
     let mut fold = Fold::default();
     {
         let mut statement = tx.conn.prepare_cached("SELECT * FROM sync_outbox ORDER BY id")?;
@@ -651,7 +633,7 @@ pub(crate) fn derived(tx: &Tx<'_>, model: &str, record: &str) -> Result<Vec<Chan
     let (mut changes, mut withheld) = (Vec::new(), 0);
     for folded in fold.drain() {
         let Some(captured) = tx.captured.get(&folded.shape) else { continue };
-        if captured.shape.model == model && folded.record == record {
+        if captured.shape.model == model && folded.record == *record {
             continue;
         }
         let Some(mut change) = change_of(tx, captured, folded)? else { continue };
@@ -674,7 +656,7 @@ fn refuse_foreign(tx: &Tx<'_>, change: &mut Change, device: DeviceId) -> Result<
         return Ok(());
     }
     let is_owned =
-        |m: &&Model| matches!(m.descriptor.options.policy, Policy::Owner(_)) && *m.shape == *change.shape;
+        |m: &&Model| matches!(m.descriptor.options.policy, Policy::Owner(_)) && m.shape == change.shape;
     let Some(model) = tx.models.iter().find(is_owned) else { return Ok(()) };
     let stands = standing_row(tx, model, change)?;
     let row = stands.as_ref().unwrap_or(&change.row);
@@ -701,10 +683,10 @@ fn standing_row(tx: &Tx<'_>, model: &Model, change: &Change) -> Result<Option<Ve
     let number = tx.numbers.of(tx.conn, &change.shape)?.model;
     let mut known =
         tx.conn.prepare_cached("SELECT 1 FROM sync_entry WHERE model = ?1 AND record = ?2 LIMIT 1")?;
-    if !known.exists(params![number, RecordId(&change.record)])? {
+    if !known.exists(params![number, change.record])? {
         return Ok(change.before.clone());
     }
-    let said = last_logged(tx.conn, &mut Layouts::new(tx.models), number, &change.record)?;
+    let said = last_logged(tx.conn, &mut Layouts::default(), number, &change.record)?;
     Ok(said.as_ref().and_then(|said| said.row_as(&model.shape)).map(|row| {
         row.into_iter().zip(&model.fills).map(|(value, fill)| value.unwrap_or(fill).clone()).collect()
     }))
@@ -731,7 +713,7 @@ fn admit(tx: &Tx<'_>, captured: &Captured, change: &mut Change) -> Result<(), Ke
     }
     // What was kept here before, others may never have seen: then all of the row is sent.
     let mut was_kept = change.before.as_ref().is_some_and(|before| size(before) > ROW_MAX);
-    let model = captured.model.map(|i| &tx.models[i]).filter(|model| *model.shape == *change.shape);
+    let model = captured.model.map(|i| &tx.models[i]).filter(|model| model.shape == change.shape);
     if let Some((model, ask)) = model.and_then(|m| Some((m, m.descriptor.should_sync?))) {
         let ask = |row: &[Value]| ask(&model.descriptor, row);
         // A row that could not be read was quarantined, but an earlier one of the record may have been sent.
@@ -788,13 +770,13 @@ fn quarantine(conn: &Connection, change: &Change, reason: &str) -> Result<(), Er
         .then(|| row_to_json(change.shape.fields.iter().map(String::as_str), &change.row));
     tracing::warn!(
         model = change.shape.model,
-        record = change.record,
+        record = %change.record,
         reason,
         "a captured row stays on this device"
     );
     conn.prepare_cached(
         "INSERT INTO sync_quarantine (model, record, at, reason, data) VALUES (?1, ?2, ?3, ?4, ?5)",
     )?
-    .execute(params![change.shape.model, change.record, change.at, reason, data])?;
+    .execute(params![change.shape.model, change.record.to_string(), change.at, reason, data])?;
     Ok(())
 }

@@ -93,7 +93,7 @@ pub(crate) fn own_batch(driver: &mut Driver) -> Result<bool, Error> {
         else {
             return Ok(false);
         };
-        let Some(push) = pending::read(conn, driver.store.models(), &upto)? else { return Ok(false) };
+        let Some(push) = pending::read(conn, &upto)? else { return Ok(false) };
         upto = PushedUpTo::after(&push);
         let is_open = push.batch.is_open();
         let message = Message::push(max_seen, top, &push.batch).encode();
@@ -194,7 +194,7 @@ fn records_of(batch: &Batch) -> Vec<Change> {
     let mut records = Vec::new();
     for entry in &batch.entries {
         if let Body::Change(change) = &entry.body
-            && seen.insert((change.shape.model.as_str(), change.record.as_str()))
+            && seen.insert((change.shape.model.as_str(), &change.record))
         {
             records.push(overlay::key_of(change));
         }

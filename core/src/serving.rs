@@ -16,7 +16,7 @@ use crate::{
     log::{self, LogReader},
     reassign, sequence,
     status::AppliedChange,
-    store::{self, Model, Replica, Store, Tx},
+    store::{self, Replica, Store, Tx},
     term,
     wire::{Message, PushStop},
 };
@@ -166,12 +166,11 @@ pub(crate) fn not_leader(max_seen: Term) -> Message {
 /// The next message of entries for a follower that has everything up to `after`, and where it then stands.
 pub(crate) fn entries(
     conn: &Connection,
-    models: &[Model],
     served: (Term, Seq),
     after: Seq,
     until: Position,
 ) -> Result<(Message, Seq), Error> {
-    let batch = LogReader::new(models).read(conn, after, until.seq)?;
+    let batch = LogReader::default().read(conn, after, until.seq)?;
     let (lead, floor) = served;
     Ok((Message::entries(lead, floor, until, &batch), batch.last()))
 }
@@ -230,7 +229,7 @@ fn tell_changes(
     changes: &broadcast::Sender<AppliedChange>,
 ) -> Result<(), Error> {
     let top = store::top(store.connection())?.seq;
-    let mut reader = LogReader::new(store.models());
+    let mut reader = LogReader::default();
     let mut after = before;
     while after < top {
         let batch = reader.read(store.connection(), after, top)?;
@@ -238,7 +237,7 @@ fn tell_changes(
             let group = &batch.groups[batch.groups.partition_point(|group| group.last < entry.seq)..];
             let is_of = |group: &&Group| group.first <= entry.seq && origins.contains(&group.origin);
             if let (Some(_), Body::Change(change)) = (group.first().filter(is_of), &entry.body)
-                && let Some(change) = AppliedChange::of(&change.shape, change.record.clone(), change.effect())
+                && let Some(change) = AppliedChange::of(&change.shape, &change.record, change.effect())
             {
                 // Nobody listens any more: fine.
                 let _ = changes.send(change);

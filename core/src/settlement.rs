@@ -14,12 +14,13 @@ use crate::{
     entry::{Body, Change, EntryKind},
     error::Error,
     id::{DeviceId, Position, Seq},
-    layout::{Layouts, RecordId, logged_before},
+    layout::{Layouts, logged_before},
     library::Library,
     log::{self, LogReader},
+    record::RecordId,
     resolve::{Effect, Loser},
     row::Row,
-    store::{self, Model},
+    store,
 };
 
 /// What became of a change.
@@ -87,17 +88,12 @@ pub(crate) fn outcome(conn: &Connection, seq: Seq, change: &Change) -> Result<Ou
 }
 
 /// What the entry's change left of the record.
-pub(crate) fn row_after(
-    conn: &Connection,
-    models: &[Model],
-    seq: Seq,
-    change: &Change,
-) -> Result<Option<Row>, Error> {
+pub(crate) fn row_after(conn: &Connection, seq: Seq, change: &Change) -> Result<Option<Row>, Error> {
     Ok(match change.effect() {
         EntryKind::Upsert => Some(Row::in_shape(&change.shape, change.row_after(), None)),
         EntryKind::Delete => None,
         _ => {
-            let said = logged_before(conn, &mut Layouts::new(models), change, seq)?;
+            let said = logged_before(conn, &mut Layouts::default(), change, seq)?;
             said.and_then(|said| Some(Row::in_shape(&said.shape, said.row.as_deref()?, None)))
         }
     })
@@ -110,7 +106,6 @@ const PAGE: usize = 256;
 /// hold that position any more, since it was unwound, from where it parts from the log that did.
 pub(crate) fn read(
     conn: &Connection,
-    models: &[Model],
     device: DeviceId,
     after: Position,
 ) -> Result<(VecDeque<Settlement>, Position), Error> {
@@ -130,7 +125,7 @@ pub(crate) fn read(
             if found.len() >= PAGE {
                 return Ok((found, Position { term: log::term_at(conn, Seq(at - 1))?, seq: Seq(at - 1) }));
             }
-            if let Some(settlement) = of_entry(conn, models, Seq(at))? {
+            if let Some(settlement) = of_entry(conn, Seq(at))? {
                 found.push_back(settlement);
             }
             at += 1;
@@ -140,8 +135,8 @@ pub(crate) fn read(
 }
 
 /// The settlement that the entry at `seq` is; `None` for what a cascade made, or for what is no change.
-pub(crate) fn of_entry(conn: &Connection, models: &[Model], seq: Seq) -> Result<Option<Settlement>, Error> {
-    let Some((entry, _)) = LogReader::new(models).change(conn, seq)? else { return Ok(None) };
+pub(crate) fn of_entry(conn: &Connection, seq: Seq) -> Result<Option<Settlement>, Error> {
+    let Some((entry, _)) = LogReader::default().change(conn, seq)? else { return Ok(None) };
     let Body::Change(change) = entry.body else { return Ok(None) };
     // What a cascade made is nobody's, and what a leader keeps for others is not its own.
     if entry.n.is_none() {
@@ -150,9 +145,9 @@ pub(crate) fn of_entry(conn: &Connection, models: &[Model], seq: Seq) -> Result<
     Ok(Some(Settlement {
         position: Position { term: entry.term, seq },
         model: change.shape.model.clone(),
-        record: change.record.clone(),
+        record: change.record.to_string(),
         outcome: outcome(conn, seq, &change)?,
-        row: row_after(conn, models, seq, &change)?,
+        row: row_after(conn, seq, &change)?,
     }))
 }
 
@@ -174,7 +169,7 @@ pub(crate) fn pending_on(conn: &Connection, model: &str, record: &str) -> Result
             "SELECT id, origin, stamp FROM sync_pending
              WHERE model = (SELECT id FROM sync_model WHERE name = ?1) AND record = ?2 ORDER BY id",
         )?
-        .query_map(params![model, RecordId(record)], |row| {
+        .query_map(params![model, RecordId::from(record)], |row| {
             Ok(Waiting { id: row.get(0)?, origin: row.get(1)?, stamp: row.get(2)? })
         })?
         .collect::<Result<_, _>>()?;
@@ -184,12 +179,11 @@ pub(crate) fn pending_on(conn: &Connection, model: &str, record: &str) -> Result
 /// What became of changes of a record that the log shows by now.
 pub(crate) fn of_waiting(
     conn: &Connection,
-    models: &[Model],
     model: &str,
     record: &str,
     waiting: &[Waiting],
 ) -> Result<Vec<Settlement>, Error> {
-    let mut settled = Vec::new();
+    let (record, mut settled) = (RecordId::from(record), Vec::new());
     for waiting in waiting {
         // It may have been given another number meanwhile; device and stamp stay.
         let seq: Option<u64> = conn
@@ -202,10 +196,10 @@ pub(crate) fn of_waiting(
                         = (SELECT device FROM sync_origin WHERE id = ?4)
                  ORDER BY e.seq LIMIT 1",
             )?
-            .query_row(params![model, RecordId(record), waiting.stamp, waiting.origin], |row| row.get(0))
+            .query_row(params![model, record, waiting.stamp, waiting.origin], |row| row.get(0))
             .optional()?;
         if let Some(seq) = seq {
-            settled.extend(of_entry(conn, models, Seq(seq))?);
+            settled.extend(of_entry(conn, Seq(seq))?);
         }
     }
     Ok(settled)

@@ -6,16 +6,16 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use rusqlite::{OptionalExtension, params, types::ValueRef};
+use rusqlite::{OptionalExtension, params};
 
 use crate::{
     entry::{Change, Decision, EntryKind, Group, Outcome, Shape},
     error::Error,
     id::{OriginSeq, Seq},
     inject::{self, Safeguard},
-    layout::{Layouts, RecordId, last_logged, said_as},
+    layout::{Layouts, last_logged, said_as},
     life::Sight,
-    log::{self, Sealed, changed_fields},
+    log::{Authors, Sealed},
     model::Policy,
     resolve::{self, Action, Arriving, Author, Dropped, Effect, Rules, Standing, Written, Wrote},
     store::{Model, Tx},
@@ -24,20 +24,15 @@ use crate::{
 };
 
 /// Looks up what a group's changes meet. Neighbours often meet what the same group wrote.
-pub(crate) struct Lookup<'m> {
-    layouts: Layouts<'m>,
-    /// Groups that were met, the latest last.
-    sealed: Vec<Sealed>,
+#[derive(Default)]
+pub(crate) struct Lookup {
+    layouts: Layouts,
+    authors: Authors,
+    /// Whether the log has an entry of the record that was looked up last.
+    pub(crate) has_entry: bool,
 }
 
-/// Groups kept at hand.
-const SEALED_MAX: usize = 16;
-
-impl<'m> Lookup<'m> {
-    pub(crate) fn new(tx: &Tx<'m>) -> Self {
-        Self { layouts: Layouts::new(tx.models), sealed: Vec::new() }
-    }
-
+impl Lookup {
     /// Decides what becomes of a change of `group`, its number `n`, against the log as it is. `None`: it comes to what its
     /// author made of the record.
     pub(crate) fn outcome(
@@ -48,6 +43,7 @@ impl<'m> Lookup<'m> {
         change: &Change,
         sight: &Sight,
     ) -> Result<Option<Outcome>, Error> {
+        self.has_entry = false;
         let Some(model) = tx.models.iter().find(|m| m.descriptor.id == change.shape.model) else {
             // A model that this release does not have is kept and handed on.
             return Ok(None);
@@ -67,7 +63,7 @@ impl<'m> Lookup<'m> {
                 "it comes from a release in which its records have another key".into(),
             )));
         }
-        let own_shape = *model.shape == *change.shape;
+        let own_shape = model.shape == change.shape;
         let arriving_row = known.in_fields_of(model, &change.shape, &change.row);
         let before = change.before.as_ref().map(|before| known.in_fields_of(model, &change.shape, before));
         let fields = if own_shape { change.fields.clone() } else { Some(named_fields(model, change)) };
@@ -109,19 +105,9 @@ impl<'m> Lookup<'m> {
 
     /// Whose change an entry is. One that a cascade made has no number of its own: it counts as its group's.
     fn writer(&mut self, tx: &Tx<'_>, seq: Seq, n: Option<u64>, rank: u64) -> Result<Author, Error> {
-        let met = self.sealed.iter().rev().find(|group| group.first <= seq && seq <= group.last);
-        let Sealed { origin, device, role, last_n, .. } = match met {
-            Some(met) => *met,
-            None => {
-                let sealed = log::sealed(tx.conn, seq)?;
-                let sealed = sealed.ok_or_else(|| Error::Damaged(format!("entry {seq} is in no group")))?;
-                if self.sealed.len() >= SEALED_MAX {
-                    self.sealed.remove(0);
-                }
-                self.sealed.push(sealed);
-                sealed
-            }
-        };
+        let sealed = self.authors.at(tx.conn, seq)?;
+        let Sealed { origin, device, role, last_n, .. } =
+            sealed.ok_or_else(|| Error::Damaged(format!("entry {seq} is in no group")))?;
         Ok(Author { rank, origin, n: n.map_or(last_n, OriginSeq), device, role })
     }
 }
@@ -179,7 +165,7 @@ fn named_fields(model: &Model, change: &Change) -> Vec<u16> {
 /// The effect in the change's own fields: those that this release does not know stay as their author made them.
 fn in_shape_of(change: &Change, model: &Model, effect: Effect) -> Effect {
     let Effect::Row { row, fields } = effect else { return effect };
-    if *model.shape == *change.shape {
+    if model.shape == change.shape {
         return Effect::Row { row, fields };
     }
     let place = |name: &String| model.shape.fields.iter().position(|f| f == name);
@@ -213,7 +199,7 @@ enum Did {
 impl<'c> Known<'c> {
     fn read(
         tx: &Tx<'_>,
-        lookup: &mut Lookup<'_>,
+        lookup: &mut Lookup,
         number: i64,
         change: &'c Change,
         group: &Group,
@@ -230,7 +216,7 @@ impl<'c> Known<'c> {
              WHERE model = ?1 AND record = ?2 AND seq > ?3 AND kind IN (1, 2) ORDER BY seq",
         )?;
         let forgets = inject::is_off(Safeguard::Tombstone);
-        let mut rows = statement.query(params![number, RecordId(&change.record), group.base.seq.0])?;
+        let mut rows = statement.query(params![number, change.record, group.base.seq.0])?;
         while let Some(entry) = rows.next()? {
             let seq = Seq(entry.get(0)?);
             let (kind, layout): (i64, i64) = (entry.get(1)?, entry.get(4)?);
@@ -238,14 +224,12 @@ impl<'c> Known<'c> {
                 continue;
             }
             let by = lookup.writer(tx, seq, entry.get::<_, Option<u64>>(2)?, entry.get(3)?)?;
-            let did = match (kind, entry.get_ref(5)?) {
-                (2, _) => Did::Delete,
-                (_, ValueRef::Text(names)) => {
-                    let layout = Arc::clone(lookup.layouts.get(tx.conn, layout)?);
-                    let fields = changed_fields(&layout, names)?;
-                    Did::Fields(indices_in(shape, &layout, &fields))
-                }
-                _ => Did::All,
+            let did = if kind == 2 {
+                Did::Delete
+            } else {
+                let layout = Arc::clone(lookup.layouts.get(tx.conn, layout)?);
+                let fields = lookup.layouts.fields(&layout, entry.get_ref(5)?)?;
+                fields.map_or(Did::All, |fields| Did::Fields(indices_in(shape, &layout, fields)))
             };
             // Of its own origin all that is before it in the log: that is of its life.
             let seen = (by.origin == group.origin && by.n < n) || sight.covers(by.origin, by.n);
@@ -257,9 +241,10 @@ impl<'c> Known<'c> {
             Some(last) => Some(said_as(tx.conn, &mut lookup.layouts, last)?),
             None => last_logged(tx.conn, &mut lookup.layouts, number, &change.record)?,
         };
+        lookup.has_entry = said.is_some();
         let fill = |i: usize| model.and_then(|m| m.fills.get(i)).cloned().unwrap_or_default();
         let row = match said {
-            Some(said) if *said.shape == **shape => said.row,
+            Some(said) if said.shape == *shape => said.row,
             Some(said) => said.row_as(shape).map(|row| {
                 row.into_iter().enumerate().map(|(i, v)| v.cloned().unwrap_or_else(|| fill(i))).collect()
             }),
@@ -307,7 +292,7 @@ impl<'c> Known<'c> {
 
     /// A row of the change in the model's fields: what its author's release did not have is what stands, or the fill.
     fn in_fields_of<'r>(&self, model: &Model, shape: &Arc<Shape>, row: &'r [Value]) -> Cow<'r, [Value]> {
-        if *model.shape == **shape || self.change.kind == EntryKind::Delete {
+        if model.shape == *shape || self.change.kind == EntryKind::Delete {
             return Cow::Borrowed(row);
         }
         let standing = self.row.as_ref().unwrap_or(&model.fills);
@@ -320,7 +305,10 @@ impl<'c> Known<'c> {
     }
 }
 
-fn indices_in(shape: &Shape, layout: &Shape, fields: &[u16]) -> Vec<u16> {
+fn indices_in(shape: &Arc<Shape>, layout: &Arc<Shape>, fields: Vec<u16>) -> Vec<u16> {
+    if layout == shape {
+        return fields;
+    }
     let name = |field: &u16| layout.fields.get(usize::from(*field));
     let place =
         |name: &String| shape.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());

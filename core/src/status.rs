@@ -3,6 +3,7 @@
 use crate::{
     entry::{EntryKind, Shape},
     id::{DeviceId, LibraryId, Position, Seq, Term},
+    record::RecordId,
 };
 
 /// How things stand with a library on this device. Watched: [`Library::status`](crate::Library::status).
@@ -126,12 +127,12 @@ pub struct AppliedChange {
 
 impl AppliedChange {
     /// What is told of a record whose entry comes to `kind`, if anything.
-    pub(crate) fn of(shape: &Shape, record: String, kind: EntryKind) -> Option<Self> {
+    pub(crate) fn of(shape: &Shape, record: &RecordId, kind: EntryKind) -> Option<Self> {
         let kind = match kind {
             EntryKind::Upsert => ChangeKind::Upsert,
             EntryKind::Delete => ChangeKind::Delete,
             _ => return None,
         };
-        Some(Self { model: shape.model.clone(), record, kind })
+        Some(Self { model: shape.model.clone(), record: record.to_string(), kind })
     }
 }

@@ -86,7 +86,7 @@ impl Model {
     }
 
     pub(crate) fn new(descriptor: ModelDescriptor, recorder: Recorder) -> Self {
-        let shape = Arc::new(Shape::of(&descriptor));
+        let shape = Shape::of(&descriptor).shared();
         let sql = RowSql::of(&descriptor);
         let fills = descriptor.fields.iter().map(|f| f.default.clone().unwrap_or_default()).collect();
         let tree = Tree::of(&descriptor);
@@ -333,7 +333,7 @@ impl Store {
                 Some(shape) => Arc::clone(shape),
                 None => {
                     let uuids = vec![false; fields.len()];
-                    Arc::new(Shape { model, fields, key, uuids })
+                    Shape { model, fields, key, uuids }.shared()
                 }
             };
             self.captured.insert(id, Captured { shape, model: index });
@@ -500,6 +500,7 @@ impl Store {
         &self.path
     }
 
+    #[cfg(test)]
     pub(crate) fn models(&self) -> &[Model] {
         &self.models
     }

@@ -23,10 +23,12 @@ use crate::{
     error::Error,
     id::{Origin, OriginSeq, Position, Seq, Term},
     inject::{self, Safeguard},
-    layout::{Layouts, Numbered, RecordId, logged_before, read_record},
+    layout::{Layouts, Numbered, logged_before},
     life,
     log::{self, LogReader},
-    overlay, pending, seal,
+    overlay, pending,
+    record::RecordId,
+    seal,
     store::{Replica, Tx},
 };
 
@@ -188,9 +190,9 @@ fn take_back(tx: &mut Tx<'_>, replica: &Replica, bottom: Seq, common: Seq) -> Re
 }
 
 /// What is being put back, last first.
-struct Back<'m> {
-    layouts: Layouts<'m>,
-    reader: LogReader<'m>,
+struct Back {
+    layouts: Layouts,
+    reader: LogReader,
     mapping: Mapping,
     /// Id of the change that was put back last, or what is no lower than any can have.
     id: i64,
@@ -198,7 +200,7 @@ struct Back<'m> {
     models: HashMap<i64, (i64, i64)>,
     any_blocked: bool,
     /// A change of each record whose row is to be written anew.
-    rewritten: HashMap<(i64, String), Change>,
+    rewritten: HashMap<(i64, RecordId), Change>,
     /// Devices whose membership goes.
     members: Vec<String>,
 }
@@ -215,8 +217,8 @@ struct Shared {
     last_n: u64,
 }
 
-impl<'m> Back<'m> {
-    fn new(tx: &Tx<'m>, replica: &Replica, common: Seq) -> Result<Self, Error> {
+impl Back {
+    fn new(tx: &Tx<'_>, replica: &Replica, common: Seq) -> Result<Self, Error> {
         let first: Option<i64> =
             tx.conn.prepare_cached("SELECT min(id) FROM sync_pending")?.query_row([], |row| row.get(0))?;
         let clock = i64::try_from(replica.clock).unwrap_or(i64::MAX - 1);
@@ -225,11 +227,10 @@ impl<'m> Back<'m> {
             let Numbered { model: number, layout } = tx.numbers.of(tx.conn, &model.shape)?;
             models.insert(number, (model.descriptor.options.priority as i64, layout));
         }
-        let blocked =
-            tx.conn.prepare_cached("SELECT 1 FROM sync_pending WHERE state = 'blocked'")?.exists([])?;
+        let blocked = pending::is_any_blocked(tx.conn)?;
         Ok(Self {
-            layouts: Layouts::new(tx.models),
-            reader: LogReader::new(tx.models),
+            layouts: Layouts::default(),
+            reader: LogReader::default(),
             mapping: Mapping::new(tx, common)?,
             // What is sealed from now on has a higher stamp than the clock.
             id: first.unwrap_or(i64::MAX).min(clock + 1),
@@ -295,7 +296,7 @@ impl<'m> Back<'m> {
         let (model, layout): (i64, i64) = (row.get(3)?, row.get(5)?);
         let came_to_else: bool = row.get(16)?;
         if self.is_rewritten(tx, row, n.is_none() || came_to_else)? {
-            let record = read_record(row.get_ref(4)?)?;
+            let record = RecordId::read(row.get_ref(4)?)?;
             if !self.rewritten.contains_key(&(model, record.clone())) {
                 let change = self.change(tx, seq)?;
                 self.rewritten.insert((model, record), overlay::key_of(&change));
@@ -328,8 +329,8 @@ impl<'m> Back<'m> {
         let mut blocked = tx.conn.prepare_cached(
             "SELECT 1 FROM sync_pending WHERE model = ?1 AND record = ?2 AND state = 'blocked' LIMIT 1",
         )?;
-        let record = read_record(row.get_ref(4)?)?;
-        Ok(blocked.exists(params![model, RecordId(&record)])?)
+        let record = RecordId::read(row.get_ref(4)?)?;
+        Ok(blocked.exists(params![model, record])?)
     }
 
     fn change(&mut self, tx: &Tx<'_>, seq: Seq) -> Result<Change, Error> {
@@ -345,12 +346,9 @@ impl<'m> Back<'m> {
     /// What the author made of the record, where the entry came to something else.
     fn as_made(&mut self, tx: &Tx<'_>, seq: Seq) -> Result<Kept, Error> {
         let change = self.change(tx, seq)?;
-        let names = |fields: &Vec<u16>| {
-            crate::capture::json_names(fields.iter().filter_map(|f| change.shape.fields.get(usize::from(*f))))
-        };
         Ok(Kept {
             kind: change.kind as i64,
-            fields: change.fields.as_ref().map(names),
+            fields: change.fields.as_ref().map(|fields| change.shape.field_names(fields)),
             data: Some(seal::row_text(&change, change.kind, &change.row)),
             before: pending::before_text(&change),
         })

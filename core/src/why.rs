@@ -9,9 +9,10 @@ use crate::{
     entry::{Body, Decision, EntryKind},
     error::Error,
     id::{DeviceId, Seq},
-    layout::{Layouts, RecordId, logged_before},
+    layout::{Layouts, logged_before},
     log::LogReader,
     model::Policy,
+    record::RecordId,
     row::Row,
     settlement::{self, Outcome},
     status::ChangeKind,
@@ -75,7 +76,7 @@ pub(crate) fn explain(conn: &Connection, models: &[Model], model: &str, record: 
             "SELECT seq FROM sync_entry WHERE model = (SELECT id FROM sync_model WHERE name = ?1) AND record = ?2
              ORDER BY seq DESC LIMIT ?3",
         )?
-        .query_map(params![model, RecordId(record), CHANGES_MAX + 1], |row| row.get(0))?
+        .query_map(params![model, RecordId::from(record), CHANGES_MAX + 1], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     let has_older = seqs.len() > CHANGES_MAX;
     seqs.truncate(CHANGES_MAX);
@@ -91,19 +92,19 @@ pub(crate) fn explain(conn: &Connection, models: &[Model], model: &str, record: 
         pending: settlement::pending_on(conn, model, record)?.len(),
     };
     for seq in seqs.into_iter().rev().map(Seq) {
-        why.take(conn, models, seq)?;
+        why.take(conn, seq)?;
     }
     Ok(why)
 }
 
 impl Why {
-    fn take(&mut self, conn: &Connection, models: &[Model], seq: Seq) -> Result<(), Error> {
-        let Some((entry, group)) = LogReader::new(models).change(conn, seq)? else { return Ok(()) };
+    fn take(&mut self, conn: &Connection, seq: Seq) -> Result<(), Error> {
+        let Some((entry, group)) = LogReader::default().change(conn, seq)? else { return Ok(()) };
         let Body::Change(change) = entry.body else { return Ok(()) };
         let before = match &change.before {
             Some(before) => Some(Row::in_shape(&change.shape, before, None)),
             None => {
-                let said = logged_before(conn, &mut Layouts::new(models), &change, seq)?;
+                let said = logged_before(conn, &mut Layouts::default(), &change, seq)?;
                 said.and_then(|said| Some(Row::in_shape(&said.shape, said.row.as_deref()?, None)))
             }
         };
@@ -112,7 +113,7 @@ impl Why {
             _ => Row::default(),
         };
         let old = |name: &str| before.as_ref().and_then(|before| before.get(name)).cloned();
-        self.row = settlement::row_after(conn, models, seq, &change)?;
+        self.row = settlement::row_after(conn, seq, &change)?;
         match change.effect() {
             EntryKind::Upsert => {
                 let written = Row::in_shape(&change.shape, change.row_after(), change.written());

@@ -8,8 +8,10 @@ use crate::{
     apply::Writer,
     entry::{Change, EntryKind, Shape},
     error::Error,
-    layout::{Layouts, RecordId, read_record},
-    overlay, seal,
+    layout::Layouts,
+    overlay,
+    record::RecordId,
+    seal,
     store::{Mode, Model, Tx},
     value::Value,
 };
@@ -40,13 +42,13 @@ pub(crate) fn meet_log(tx: &mut Tx<'_>) -> Result<(), Error> {
 
 fn meet_model(tx: &Tx<'_>, model: &Model, unseen: &mut seal::Unseen<'_>) -> Result<(), Error> {
     let number = tx.numbers.of(tx.conn, &model.shape)?.model;
-    let mut layouts = Layouts::new(tx.models);
+    let mut layouts = Layouts::default();
     let mut statement =
         tx.conn.prepare("SELECT DISTINCT record FROM sync_entry WHERE model = ?1 AND record IS NOT NULL")?;
     let mut records = statement.query([number])?;
     let (mut met, mut written) = (0u64, 0u64);
     while let Some(record) = records.next()? {
-        let record = read_record(record.get_ref(0)?)?;
+        let record = RecordId::read(record.get_ref(0)?)?;
         let Some(said) = last_entry(tx, &mut layouts, number, &record)? else { continue };
         let here = said.row_here(tx, model)?;
         match here {
@@ -75,7 +77,7 @@ fn meet_model(tx: &Tx<'_>, model: &Model, unseen: &mut seal::Unseen<'_>) -> Resu
 
 /// The last entry of a record that had an effect.
 struct LastEntry {
-    record: String,
+    record: RecordId,
     kind: EntryKind,
     shape: Arc<Shape>,
     row: Vec<Value>,
@@ -83,9 +85,9 @@ struct LastEntry {
 
 fn last_entry(
     tx: &Tx<'_>,
-    layouts: &mut Layouts<'_>,
+    layouts: &mut Layouts,
     number: i64,
-    record: &str,
+    record: &RecordId,
 ) -> Result<Option<LastEntry>, Error> {
     let found: Option<(i64, i64, String)> = tx
         .conn
@@ -93,13 +95,13 @@ fn last_entry(
             "SELECT kind, layout, data FROM sync_entry WHERE model = ?1 AND record = ?2 AND kind IN (1, 2)
              ORDER BY seq DESC LIMIT 1",
         )?
-        .query_row(params![number, RecordId(record)], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+        .query_row(params![number, record], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
         .optional()?;
     let Some((kind, layout, data)) = found else { return Ok(None) };
     let kind = if kind == EntryKind::Delete as i64 { EntryKind::Delete } else { EntryKind::Upsert };
     let shape = Arc::clone(layouts.get(tx.conn, layout)?);
     let row = shape.read_row(kind, &data)?;
-    Ok(Some(LastEntry { record: record.to_owned(), kind, shape, row }))
+    Ok(Some(LastEntry { record: record.clone(), kind, shape, row }))
 }
 
 impl LastEntry {

@@ -67,7 +67,7 @@ impl Library {
     /// # Errors
     /// What the database says.
     pub async fn dead_letters(&self) -> Result<Vec<DeadLetter>, Error> {
-        self.inner.readers.run(dead_letter::open).await
+        self.inner.readers.run(|conn, _| dead_letter::open(conn)).await
     }
 
     /// A dead letter by its id; `None` if this device knows none.
@@ -75,8 +75,7 @@ impl Library {
     /// # Errors
     /// What the database says.
     pub async fn dead_letter(&self, id: DeadLetterId) -> Result<Option<DeadLetter>, Error> {
-        let found =
-            self.inner.readers.run(move |conn, models| dead_letter::by_id(conn, models, id.0)).await?;
+        let found = self.inner.readers.run(move |conn, _| dead_letter::by_id(conn, id.0)).await?;
         Ok(found.map(|found| found.letter))
     }
 
@@ -117,13 +116,13 @@ impl Library {
         };
         self.inner
             .readers
-            .run(move |conn, models| {
+            .run(move |conn, _| {
                 let file = std::fs::File::options().write(true).create_new(true).open(&path);
                 let mut file = std::io::BufWriter::new(file.map_err(&failed)?);
                 let mut write = || {
                     let (mut after, mut count) = (Seq(0), 0);
                     loop {
-                        let page = dead_letter::since(conn, models, after)?;
+                        let page = dead_letter::since(conn, after)?;
                         let Some(last) = page.last() else { break };
                         after = last.seq;
                         count += page.len() as u64;
@@ -172,10 +171,7 @@ impl Library {
         if let Some(last) = waiting.last() {
             self.settled_up_to(last.id).await?;
         }
-        self.inner
-            .readers
-            .run(move |conn, models| settlement::of_waiting(conn, models, &model, &record, &waiting))
-            .await
+        self.inner.readers.run(move |conn, _| settlement::of_waiting(conn, &model, &record, &waiting)).await
     }
 
     /// What becomes of this device's changes, from behind an entry on: those that the log shows already, then each as it is
@@ -191,7 +187,7 @@ impl Library {
         device: DeviceId,
         after: Position,
     ) -> Result<(std::collections::VecDeque<Settlement>, Position), Error> {
-        self.inner.readers.run(move |conn, models| settlement::read(conn, models, device, after)).await
+        self.inner.readers.run(move |conn, _| settlement::read(conn, device, after)).await
     }
 
     /// Explains how a record came to be what it is: its changes, what they met, who won by which policy. `record` is its

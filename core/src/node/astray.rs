@@ -726,7 +726,7 @@ async fn pending_children_of_what_the_leader_deleted_step_out_until_it_answers()
     for (i, entry) in answer.entries.iter_mut().enumerate() {
         (entry.seq, entry.term) = (Seq(4 + i as u64), lead);
         if let Body::Change(change) = &mut entry.body
-            && change.record != "e"
+            && change.record != "e".into()
         {
             change.outcome = Some(Box::new(crate::entry::Outcome::refused("its parent is gone".into())));
         }

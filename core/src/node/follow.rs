@@ -658,8 +658,8 @@ impl Session<'_> {
         self.reading.spawn(async move {
             let readers = &shared.library.readers;
             let path = readers.path().to_owned();
-            let read = move |conn: &Connection, models: &[Model]| {
-                let next = pushes.next(conn, models)?;
+            let read = move |conn: &Connection, _: &[Model]| {
+                let next = pushes.next(conn)?;
                 if next.is_some() {
                     // What is told of is durable first (rule D).
                     store::sync_log(&path)?;

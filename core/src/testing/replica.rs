@@ -256,7 +256,7 @@ impl Replica {
             return Ok(None);
         }
         let store = &self.driver.store;
-        let Some(next) = self.pushes.next(store.connection(), store.models())? else { return Ok(None) };
+        let Some(next) = self.pushes.next(store.connection())? else { return Ok(None) };
         // What is told of is durable first (rule D).
         self.driver.store.sync()?;
         Ok(Some(self.pushes.sent(next)))
@@ -295,8 +295,8 @@ impl Replica {
                 *cursor = tail.last;
                 return Ok(Some(tail.message().to_vec()));
             }
-            let (conn, models) = (self.driver.store.connection(), self.driver.store.models());
-            let (message, last) = serving::entries(conn, models, (*lead, *floor), *cursor, top)?;
+            let conn = self.driver.store.connection();
+            let (message, last) = serving::entries(conn, (*lead, *floor), *cursor, top)?;
             *cursor = last;
             return Ok(Some(message.encode()));
         }

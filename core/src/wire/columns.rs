@@ -14,7 +14,7 @@ use crate::{
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     life,
     log::BATCH_ENTRIES,
-    value::{self, Bytes, Value},
+    value::{Bytes, Value},
 };
 
 /// Largest number or stamp that is taken from a peer: half of what SQLite keeps, so that counting on from it never
@@ -132,6 +132,11 @@ const TEXT: u8 = 3;
 const BLOB: u8 = 4;
 
 impl Column {
+    /// With room for so many values, as far as what they are does not matter.
+    fn for_rows(count: usize) -> Self {
+        Self { classes: Piece(Vec::with_capacity(count)), ..Self::default() }
+    }
+
     pub(super) fn push(&mut self, value: &Value) {
         match value {
             Value::Null => self.classes.0.push(NULL),
@@ -236,8 +241,8 @@ impl Columns {
             outcomes: Vec::new(),
             spare: Column::default(),
         };
-        let mut shapes: HashMap<*const Shape, u16> = HashMap::new();
-        let mut sets: HashMap<&[u16], u32> = HashMap::new();
+        let mut shapes: HashMap<*const Shape, u16, foldhash::fast::RandomState> = HashMap::default();
+        let mut sets: HashMap<&[u16], u32, foldhash::fast::RandomState> = HashMap::default();
         let mut rows = follows::Rows::default();
         let (mut stamp, mut at) = (0u64, 0i64);
         for entry in &batch.entries {
@@ -256,7 +261,9 @@ impl Columns {
                 Body::Change(change) => {
                     let shape = *shapes.entry(Arc::as_ptr(&change.shape)).or_insert_with(|| {
                         columns.shapes.push(ShapeHead::of(&change.shape));
-                        columns.rows.push(vec![Column::default(); change.shape.fields.len()]);
+                        columns
+                            .rows
+                            .push(change.shape.fields.iter().map(|_| Column::for_rows(count)).collect());
                         u16::try_from(columns.shapes.len() - 1).unwrap_or(u16::MAX)
                     });
                     let set = change.fields.as_deref().map_or(0, |fields| {
@@ -336,7 +343,7 @@ impl Columns {
         let shapes: Vec<Arc<Shape>> = self
             .shapes
             .into_iter()
-            .map(|s| s.into_shape().map(Arc::new))
+            .map(|s| s.into_shape().map(Shape::shared))
             .collect::<Option<_>>()
             .ok_or_else(|| bad("a key is not among its fields"))?;
         if self.rows.iter().zip(&shapes).any(|(columns, shape)| columns.len() != shape.fields.len()) {
@@ -344,6 +351,7 @@ impl Columns {
         }
         let mut readers: Vec<Vec<Reader<'_>>> =
             self.rows.iter().map(|columns| columns.iter().map(Column::reader).collect()).collect();
+        check_terms(&self.terms, self.after.term).map_err(bad)?;
         let mut terms = self.terms.iter().flat_map(|(run, term)| std::iter::repeat_n(*term, *run as usize));
         let mut numbered = self.numbered.iter().flat_map(|(without, with)| {
             std::iter::repeat_n(false, *without as usize).chain(std::iter::repeat_n(true, *with as usize))
@@ -358,17 +366,9 @@ impl Columns {
         let mut rows = follows::Read::default();
         let (mut stamp, mut at, mut change) = (0u64, 0i64, 0usize);
         let mut group = 0usize;
-        let mut term_before = self.after.term;
         for (i, kind) in self.kinds.0.iter().enumerate() {
             let seq = Seq(self.after.seq.0 + 1 + i as u64);
             let term = terms.next().ok_or_else(|| bad("an entry has no term"))?;
-            if term < term_before {
-                return Err(bad("their terms fall"));
-            }
-            if term.number > NUMBER_MAX || term.incarnation.counter > NUMBER_MAX {
-                return Err(bad("a term is over the limit"));
-            }
-            term_before = term;
             stamp = stamp.wrapping_add(self.stamps[i] as u64);
             if stamp > NUMBER_MAX {
                 return Err(bad("a stamp is over the limit"));
@@ -424,10 +424,13 @@ impl Columns {
                     let readers = &mut readers[shape_index];
                     let ends = || bad("a column ends before its rows");
                     let row = match (self.follows[change], &fields) {
-                        (0, _) => readers
-                            .iter_mut()
-                            .map(|reader| reader.next().ok_or_else(ends))
-                            .collect::<Result<Vec<_>, _>>()?,
+                        (0, _) => {
+                            let mut row = Vec::with_capacity(readers.len());
+                            for reader in readers {
+                                row.push(reader.next().ok_or_else(ends)?);
+                            }
+                            row
+                        }
                         (distance, Some(fields)) => {
                             let mut row = rows.before(&entries, distance, shape).map_err(bad)?;
                             for field in fields.iter().map(|&f| usize::from(f)) {
@@ -519,6 +522,20 @@ fn kind_sent(body: &Body) -> EntryKind {
     }
 }
 
+/// Whether the terms of entries behind one of `before` are what a log can have.
+fn check_terms(runs: &[(u32, Term)], mut before: Term) -> Result<(), &'static str> {
+    for (_, term) in runs {
+        if *term < before {
+            return Err("their terms fall");
+        }
+        if term.number > NUMBER_MAX || term.incarnation.counter > NUMBER_MAX {
+            return Err("a term is over the limit");
+        }
+        before = *term;
+    }
+    Ok(())
+}
+
 /// Whether groups are sound for entries after `after` up to `last`: in order, in the batch, whole; or a single one,
 /// of which the batch is a part.
 fn check_groups(groups: &[Group], after: Seq, last: Seq) -> Result<(), &'static str> {
@@ -546,13 +563,6 @@ fn check_groups(groups: &[Group], after: Seq, last: Seq) -> Result<(), &'static 
         }
     }
     Ok(())
-}
-
-impl Shape {
-    /// The canonical record id of a row of this shape.
-    pub(crate) fn record_id(&self, row: &[Value]) -> String {
-        value::record_id(self.key.iter().map(|&i| &row[i]))
-    }
 }
 
 impl ShapeHead {
@@ -752,7 +762,7 @@ mod tests {
             for i in 0..count {
                 // Every one a group of its own, with another set of changed fields.
                 let change = Change {
-                    record: String::new(),
+                    record: "".into(),
                     shape: Arc::clone(&shape),
                     kind: EntryKind::Upsert,
                     existed: true,

@@ -9,6 +9,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     entry::{Body, Change, Entry, EntryKind, Shape},
+    record::RecordId,
     value::Value,
 };
 
@@ -20,7 +21,7 @@ const REPEATED_MAX: usize = 4 << 20;
 #[derive(Default)]
 pub(super) struct Rows<'b>(HashMap<Record<'b>, (u16, &'b Change), foldhash::fast::RandomState>);
 
-type Record<'b> = (*const Shape, &'b str);
+type Record<'b> = (*const Shape, &'b RecordId);
 
 impl<'b> Rows<'b> {
     /// How many changes before this one, the batch's `index`th, the one is whose row its own follows; zero if there is
@@ -31,7 +32,7 @@ impl<'b> Rows<'b> {
         if change.kind != EntryKind::Upsert {
             return 0;
         }
-        let record = (Arc::as_ptr(&change.shape), change.record.as_str());
+        let record = (Arc::as_ptr(&change.shape), &change.record);
         let before = self.0.insert(record, (index, change));
         match before {
             Some((at, before)) if is_told(before, change) => index - at,
