@@ -253,10 +253,8 @@ fn make_sound(tx: &Tx<'_>, blocked: &[Change], deleted: bool, brings_orphan: boo
             tx.set_mode(Mode::Off)?;
         }
     }
-    if deleted || !blocked.is_empty() {
-        overlay::step_out_orphans(tx)?;
-    }
-    if brings_orphan || !blocked.is_empty() {
+    let steps_out = (deleted || !blocked.is_empty()) && overlay::step_out_orphans(tx)?;
+    if steps_out || brings_orphan || !blocked.is_empty() {
         overlay::bring_back_parents(tx)?;
     }
     Ok(())

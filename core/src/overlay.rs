@@ -222,12 +222,14 @@ pub(crate) fn pending_records(tx: &Tx<'_>) -> Result<Vec<Change>, Error> {
 }
 
 /// Takes what is pending here and refers to rows that the leader has deleted back to what the log has of it, and what refers
-/// to that in its turn: blocked, until the leader answers it. A follower's tables satisfy their foreign keys meanwhile.
-pub(crate) fn step_out_orphans(tx: &Tx<'_>) -> Result<(), Error> {
+/// to that in its turn: blocked, until the leader answers it. A follower's tables satisfy their foreign keys meanwhile. Whether
+/// there was any: what the log has may refer to what was deleted here ([`bring_back_parents`]).
+pub(crate) fn step_out_orphans(tx: &Tx<'_>) -> Result<bool, Error> {
     if !tx.models.iter().any(|model| model.references.has_any()) {
-        return Ok(());
+        return Ok(false);
     }
     let mut records = children(tx)?;
+    let all = records.len();
     loop {
         let before = records.len();
         let mut left = Vec::with_capacity(before);
@@ -244,19 +246,40 @@ pub(crate) fn step_out_orphans(tx: &Tx<'_>) -> Result<(), Error> {
             }
         }
         if left.len() == before {
-            return Ok(());
+            return Ok(before < all);
         }
         records = left;
     }
 }
 
 /// Brings records back whose deletion is pending here and to which rows refer that the log has: blocked, until the leader
-/// answers it.
+/// answers it. What else is pending makes room where it is in the way.
 pub(crate) fn bring_back_parents(tx: &Tx<'_>) -> Result<(), Error> {
+    let mut held = HashSet::new();
+    loop {
+        let before = held.len();
+        held.extend(bring_back(tx)?);
+        if held.len() == before {
+            return Ok(());
+        }
+        make_room(tx, &held)?;
+        step_out_orphans(tx)?;
+    }
+}
+
+/// A record: model, id.
+type Named = (String, RecordId);
+
+fn name_of(change: &Change) -> Named {
+    (change.shape.model.clone(), change.record.clone())
+}
+
+/// Brings back what is missed, unless something else that is pending is in the way: those.
+fn bring_back(tx: &Tx<'_>) -> Result<Vec<Named>, Error> {
     let mut records = pending_records(tx)?;
     loop {
         let before = records.len();
-        let mut left = Vec::with_capacity(before);
+        let (mut left, mut hindered) = (Vec::with_capacity(before), Vec::new());
         for change in records {
             let Some(model) = tx.models.iter().find(|m| m.descriptor.id == change.shape.model) else {
                 continue;
@@ -266,15 +289,34 @@ pub(crate) fn bring_back_parents(tx: &Tx<'_>) -> Result<(), Error> {
                 !model.holds(tx.conn, &key)? && model.references.is_referred_to(tx.conn, &key)?.is_some();
             if is_missed && as_logged(tx, &change)? {
                 set_state(tx, model.descriptor.id, &change.record, "blocked")?;
-            } else {
-                left.push(change);
+                continue;
             }
+            if is_missed {
+                hindered.push(name_of(&change));
+            }
+            left.push(change);
         }
         if left.len() == before {
-            return Ok(());
+            return Ok(hindered);
         }
         records = left;
     }
+}
+
+/// Writes all that is pending anew, but these records as the log has them, blocked: what was in their way is blocked then.
+fn make_room(tx: &Tx<'_>, held: &HashSet<Named>) -> Result<(), Error> {
+    let (held, others): (Vec<_>, Vec<_>) =
+        pending_records(tx)?.into_iter().partition(|record| held.contains(&name_of(record)));
+    let mut kept = LocalValues::new();
+    for record in held.iter().chain(&others) {
+        step_out(tx, record, &mut kept)?;
+    }
+    write_logged(tx, &held)?;
+    for record in &held {
+        set_state(tx, &record.shape.model, &record.record, "blocked")?;
+    }
+    lay_over(tx, &others)?;
+    put_back(tx, kept)
 }
 
 /// Writes the record as the log has it, unless something else that is pending is in the way. Whether it did.
@@ -328,9 +370,8 @@ pub(crate) fn rewrite(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
         Err(error) if is_constraint(&error) => {
             tx.conn.execute_batch("ROLLBACK TO rewritten")?;
             let mut all = pending_records(tx)?;
-            let pending: HashSet<(String, RecordId)> =
-                all.iter().map(|p| (p.shape.model.clone(), p.record.clone())).collect();
-            let is_other = |r: &&Change| !pending.contains(&(r.shape.model.clone(), r.record.clone()));
+            let pending: HashSet<Named> = all.iter().map(name_of).collect();
+            let is_other = |r: &&Change| !pending.contains(&name_of(r));
             all.extend(records.iter().filter(is_other).cloned());
             write_anew(tx, &all)?
         }
@@ -397,8 +438,8 @@ pub(crate) fn come_back(tx: &mut Tx<'_>, records: &[Change], kept: LocalValues) 
     }
     let any_blocked = lay_over(tx, records)?;
     put_back(tx, kept)?;
-    if any_blocked {
-        step_out_orphans(tx)?;
+    if any_blocked && step_out_orphans(tx)? {
+        bring_back_parents(tx)?;
     }
     if tx.foreign_triggers {
         tx.set_mode(Mode::Capture)?;

@@ -49,7 +49,7 @@ impl Lookup {
             return Ok(None);
         };
         let number = tx.numbers.of(tx.conn, &change.shape)?.model;
-        let known = Known::read(tx, self, number, change, group, n, sight)?;
+        let known = Known::read(tx, self, number, change, group, sight)?;
         if let Some(decision) = change.decides
             && known.is_too_late(tx, decision)?
         {
@@ -203,7 +203,6 @@ impl<'c> Known<'c> {
         number: i64,
         change: &'c Change,
         group: &Group,
-        n: OriginSeq,
         sight: &Sight,
     ) -> Result<Self, Error> {
         let model = tx.models.iter().find(|m| m.descriptor.id == change.shape.model);
@@ -231,8 +230,9 @@ impl<'c> Known<'c> {
                 let fields = lookup.layouts.fields(&layout, entry.get_ref(5)?)?;
                 fields.map_or(Did::All, |fields| Did::Fields(indices_in(shape, &layout, fields)))
             };
-            // Of its own origin all that is before it in the log: that is of its life.
-            let seen = (by.origin == group.origin && by.n < n) || sight.covers(by.origin, by.n);
+            // Of its own origin all that is before it in the log: that is of its life. What a cascade did is seen by who has
+            // seen what it came of, also within a group.
+            let seen = by.origin == group.origin || sight.covers(by.origin, by.n);
             since.push((by, seen, did));
             last = Some((kind, layout, entry.get(6)?));
         }

@@ -293,3 +293,32 @@ fn a_leader_that_is_brought_what_it_forgot_does_not_number_on_beside_it() {
         &[&before[..], &[Write(0, 1034502629254), Round(1), Write(1, 719883403317), Round(1)]].concat(),
     );
 }
+
+#[test]
+fn what_a_cascade_did_is_seen_by_who_made_what_it_came_of() {
+    let before = [Round(0), Write(0, 26288348312), Write(0, 23485730850), Write(2, 187348641414), Round(2)];
+    let then = [Write(2, 105239505806), Round(1), Write(2, 105831459222), Write(1, 941114901134)];
+    holds(10310, 4, &[&before[..], &then].concat());
+}
+
+#[test]
+fn a_folder_that_comes_back_takes_its_name_from_what_is_pending() {
+    let before = [Round(0), Round(1), Write(1, 312740538833), Round(1), Round(2), Write(2, 248052963865)];
+    holds(10649, 4, &[&before[..], &[Round(2), Write(1, 50212155408), Write(1, 448385642004)]].concat());
+    let before = [Round(1), Write(1, 355308764090), Write(0, 960146934007), Round(1), Write(1, 454192774096)];
+    holds(10212, 2, &[&before[..], &[Write(1, 503160248271), Write(0, 499805776383)]].concat());
+}
+
+#[test]
+fn a_folder_that_comes_back_when_another_change_of_it_is_settled_takes_its_name_too() {
+    let before = [Write(0, 524394643954), Round(0), Round(1), TakeOver(1), Write(0, 60832116860)];
+    let then = [Write(1, 816546953208), Write(1, 884024955671), Seal(0), Write(0, 700286477503)];
+    holds(10623, 2, &[&before[..], &then, &[Write(0, 615486109795), Batches(1)]].concat());
+}
+
+#[test]
+fn what_steps_out_into_a_folder_whose_deletion_is_pending_brings_it_back() {
+    let before = [Write(0, 123954928414), Round(1), Write(1, 441323392569), Write(0, 426856244758), Round(1)];
+    let then = [Write(1, 570980537747), Write(0, 833189609381), Write(1, 542143797268)];
+    holds(10767, 2, &[&before[..], &then].concat());
+}
