@@ -319,6 +319,7 @@ pub(crate) fn apply(
     if batch.after.seq < top.seq {
         match skip_held(tx, arrived, top)? {
             Skip::Differs(seq) => return Ok(Applied::Differs(seq)),
+            Skip::Parts => return Ok(Applied::OutOfOrder(top)),
             Skip::All => return Ok(Applied::To(top)),
             Skip::Some => {}
         }
@@ -412,7 +413,10 @@ enum Skip {
     All,
     /// The batch now begins behind the log's top, or did not overlap.
     Some,
+    /// An entry is another than the log's, and of the same term: one of the two was changed from outside.
     Differs(Seq),
+    /// The logs part: the batch answers where this one stood before it went another way (rule P).
+    Parts,
 }
 
 /// Takes out of the batch what the log holds, after checking that it is the same.
@@ -429,6 +433,7 @@ fn skip_held(tx: &Tx<'_>, arrived: &mut Arrived, top: Position) -> Result<Skip, 
         for own in &mine.entries {
             match entries.next() {
                 Some(entry) if entry == own => {}
+                Some(entry) if entry.term != own.term => return Ok(Skip::Parts),
                 _ => return Ok(Skip::Differs(own.seq)),
             }
         }

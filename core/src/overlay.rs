@@ -378,12 +378,18 @@ pub(crate) fn rewrite(tx: &Tx<'_>, records: &[Change]) -> Result<(), Error> {
         written => written?,
     };
     tx.conn.execute_batch("RELEASE rewritten")?;
+    make_sound(tx, records, any_blocked)?;
+    if tx.foreign_triggers {
+        tx.set_mode(Mode::Capture)?;
+    }
+    Ok(())
+}
+
+/// After records were written with what is pending: sees to it that no row refers to nothing.
+fn make_sound(tx: &Tx<'_>, records: &[Change], any_blocked: bool) -> Result<(), Error> {
     if any_blocked || leave_unsound(tx, records)? {
         step_out_orphans(tx)?;
         bring_back_parents(tx)?;
-    }
-    if tx.foreign_triggers {
-        tx.set_mode(Mode::Capture)?;
     }
     Ok(())
 }
@@ -438,8 +444,9 @@ pub(crate) fn come_back(tx: &mut Tx<'_>, records: &[Change], kept: LocalValues) 
     }
     let any_blocked = lay_over(tx, records)?;
     put_back(tx, kept)?;
-    if any_blocked && step_out_orphans(tx)? {
-        bring_back_parents(tx)?;
+    // With nothing pending, the tables are the log.
+    if pending::is_any(tx.conn)? {
+        make_sound(tx, records, any_blocked)?;
     }
     if tx.foreign_triggers {
         tx.set_mode(Mode::Capture)?;

@@ -11,8 +11,8 @@ use tidelog_tests::sim::{
     run::{self, Plan},
     schedule::{
         Event::{
-            self, BackUp, Batches, CopyTo, CrashIn, Deliver, Double, HandOver, Inquire, LosePower, Push,
-            Restore, Round, Seal, Subscribe, TakeOver, Write,
+            self, BackUp, Batches, CopyTo, CrashIn, Deliver, Double, HandOver, Inquire, Lose, LosePower,
+            Push, Restore, Round, Seal, Subscribe, TakeOver, Write,
         },
         Schedule,
     },
@@ -321,4 +321,25 @@ fn what_steps_out_into_a_folder_whose_deletion_is_pending_brings_it_back() {
     let before = [Write(0, 123954928414), Round(1), Write(1, 441323392569), Write(0, 426856244758), Round(1)];
     let then = [Write(1, 570980537747), Write(0, 833189609381), Write(1, 542143797268)];
     holds(10767, 2, &[&before[..], &then].concat());
+}
+
+#[test]
+fn what_answers_a_subscription_of_long_ago_is_no_damage() {
+    let before = [Round(3), Round(2), Subscribe(2, 3), Write(0, 132075382457), Round(2), TakeOver(3)];
+    holds(21371, 4, &[&before[..], &[Round(0), Round(2), Round(2)]].concat());
+}
+
+#[test]
+fn what_a_new_leader_has_yet_to_sequence_leaves_no_row_that_refers_to_nothing() {
+    let before = [
+        Subscribe(1, usize::MAX),
+        Deliver(265435954589),
+        Lose(729343435902),
+        Deliver(560229100723),
+        Write(1, 303978076913),
+        Write(1, 236365017957),
+        Seal(1),
+    ];
+    let then = [Write(0, 480920476758), Write(1, 263475510024), Write(0, 362973923044)];
+    holds(20595, 2, &[&before[..], &then, &[Write(0, 751367150229), Batches(3), HandOver(0, 1)]].concat());
 }
