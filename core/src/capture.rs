@@ -275,6 +275,12 @@ fn check_table(conn: &Connection, model: &ModelDescriptor) -> Result<(), Error> 
     Ok(())
 }
 
+/// Whether rows of a table exclude each other by more than the primary key.
+pub(crate) fn has_unique_values(conn: &Connection, table: &str) -> Result<bool, Error> {
+    let sql = "SELECT 1 FROM pragma_index_list(?1) WHERE \"unique\" AND origin <> 'pk'";
+    Ok(conn.prepare_cached(sql)?.exists([table])?)
+}
+
 /// The sets of columns, each sorted, that are unique in a table.
 fn unique_keys(conn: &Connection, table: &str) -> Result<Vec<Vec<String>>, Error> {
     let mut keys = Vec::new();

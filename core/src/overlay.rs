@@ -11,6 +11,7 @@ use rusqlite::{params, params_from_iter};
 
 use crate::{
     apply::{LocalValues, Writer, is_constraint, put_back, step_out},
+    capture,
     entry::{Change, EntryKind, Shape},
     error::Error,
     layout::{Layouts, last_logged},
@@ -152,9 +153,11 @@ impl Layer {
             }
             let field = model.and_then(|m| m.descriptor.fields.iter().find(|f| f.name == *name));
             let base = before.as_ref().map(|before| &before[i]);
+            // Where nobody else has written it, it is what its author made of it.
+            let is_met = !whole && self.existed && base != Some(&image.row[at]);
             let reduced = field
                 .and_then(|f| f.reducer)
-                .filter(|_| !whole && self.existed)
+                .filter(|_| is_met)
                 .and_then(|reducer| resolve::reduce(reducer, base, &image.row[at], &value));
             image.row[at] = reduced.unwrap_or(value);
         }
@@ -219,6 +222,34 @@ pub(crate) fn pending_records(tx: &Tx<'_>) -> Result<Vec<Change>, Error> {
         }
     }
     Ok(changes)
+}
+
+/// Whether pending changes of other records than these lie over rows of the log that keep others from being what they like:
+/// by a foreign key, a unique value, a tree, or a trigger of the application.
+pub(crate) fn others_bind(tx: &Tx<'_>, records: &[Change]) -> Result<bool, Error> {
+    let of: HashSet<(&str, &RecordId)> =
+        records.iter().map(|record| (record.shape.model.as_str(), &record.record)).collect();
+    let mut lying_over = tx.conn.prepare_cached(
+        "SELECT p.record FROM sync_pending p WHERE p.model = (SELECT id FROM sync_model WHERE name = ?1)
+            AND EXISTS (SELECT 1 FROM sync_entry e WHERE e.model = p.model AND e.record = p.record)",
+    )?;
+    for model in tx.models {
+        let binds = tx.foreign_triggers
+            || model.references.bind()
+            || model.tree.is_some()
+            || capture::has_unique_values(tx.conn, &model.descriptor.table)?;
+        if !binds {
+            continue;
+        }
+        let id: &str = &model.descriptor.id;
+        let mut rows = lying_over.query([id])?;
+        while let Some(row) = rows.next()? {
+            if !of.contains(&(id, &RecordId::read(row.get_ref(0)?)?)) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Takes what is pending here and refers to rows that the leader has deleted back to what the log has of it, and what refers

@@ -79,6 +79,11 @@ impl References {
         self.cascades
     }
 
+    /// Whether rows of the table refer to others, or others to them.
+    pub(crate) fn bind(&self) -> bool {
+        !self.refers.is_empty() || !self.referred.is_empty()
+    }
+
     /// Whether rows of the table refer to others.
     pub(crate) fn has_any(&self) -> bool {
         !self.refers.is_empty()

@@ -6,7 +6,8 @@
 //! What is pending here already stands in the tables, and there it would be in its own way: two records that exchanged a
 //! unique value, say, could not be taken one after the other. So the rows that a batch is about are first written as the log
 //! has them, and after the batch with what is still pending laid over, all in one transaction. Where that is not enough,
-//! because others are in the way too, the batch is taken again with all of pending out of the tables.
+//! because others are in the way too, the batch is taken again with all of pending out of the tables; and at once like that
+//! where what else is pending hides rows of the log by which the batch is to be judged.
 
 use std::collections::HashSet;
 
@@ -135,10 +136,13 @@ fn take_own(
     seal::seal_all(tx)?;
     let minted = *tx.minted;
     let goes_on = batch.groups.first().is_some_and(|group| group.first <= batch.after.seq);
-    for everything in [false, true].into_iter().skip(usize::from(goes_on)) {
+    let records = records_of(batch);
+    let all_at_once = goes_on || overlay::others_bind(tx, &records)?;
+    for everything in [false, true].into_iter().skip(usize::from(all_at_once)) {
         tx.conn.execute_batch("SAVEPOINT own")?;
-        let scope = if everything { overlay::pending_records(tx)? } else { records_of(batch) };
-        let taken = take_in_scope(tx, device, top, batch, message, attempt, &scope, everything);
+        let pending = if everything { overlay::pending_records(tx)? } else { Vec::new() };
+        let scope = if everything { &pending } else { &records };
+        let taken = take_in_scope(tx, device, top, batch, message, attempt, scope, everything);
         tx.enforce(false)?;
         match taken {
             Ok(Some(accepted)) => {
