@@ -12,6 +12,7 @@ use crate::{
     apply::Writer,
     conflict::{self, Choice, Conflict, ConflictState},
     dead_letter::{self, DeadLetter, DeadLetterState},
+    engine::Driver,
     entry::{Change, Decision, EntryKind},
     error::Error,
     log::ROW_MAX,
@@ -23,6 +24,16 @@ use crate::{
     tree,
     value::Value,
 };
+
+/// Makes a decision about `what`, in a transaction of its own in which the database enforces its foreign keys.
+pub(crate) fn decide(
+    driver: &mut Driver,
+    what: &str,
+    step: impl FnOnce(&mut Tx<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    driver.enforcing(step).map_err(|error| not_taken(what, error))?;
+    driver.publish()
+}
 
 /// Decides a conflict.
 pub(crate) fn resolve(tx: &mut Tx<'_>, id: Uuid, choice: &Choice) -> Result<(), Error> {
@@ -46,7 +57,7 @@ pub(crate) fn resolve(tx: &mut Tx<'_>, id: Uuid, choice: &Choice) -> Result<(), 
                 // It was deleted here, and nothing is to be otherwise.
                 (_, Some(_), None) if *side == Choice::Local && *state == ConflictState::Open => None,
                 (Some(row), Some(field), Some(current)) => Some(with_field(model, current, row, field)),
-                (Some(row), _, _) => Some(filled(model, current.as_deref(), row)),
+                (Some(row), _, _) => Some(chosen(model, current.as_deref(), row)),
             }
         }
     };
@@ -142,6 +153,19 @@ fn filled(model: &Model, current: Option<&[Value]>, row: &Row) -> Vec<Value> {
     let rest = current.unwrap_or(&model.fills);
     let value = |(name, rest): (&String, &Value)| row.get(name).unwrap_or(rest).clone();
     model.shape.fields.iter().zip(rest).map(value).collect()
+}
+
+/// A whole row that was chosen instead of another. What has a reducer was never in conflict: it is as it is.
+fn chosen(model: &Model, current: Option<&[Value]>, row: &Row) -> Vec<Value> {
+    let mut target = filled(model, current, row);
+    for ((value, field), now) in
+        target.iter_mut().zip(&model.descriptor.fields).zip(current.unwrap_or_default())
+    {
+        if field.reducer.is_some() {
+            value.clone_from(now);
+        }
+    }
+    target
 }
 
 type Refused = (String, String);
@@ -264,7 +288,7 @@ fn make(tx: &mut Tx<'_>, change: Change, what: String) -> Result<(), Error> {
 }
 
 /// Says of a constraint, which may be met when all is written only, what was not decided.
-pub(crate) fn not_taken(what: &str, error: Error) -> Error {
+fn not_taken(what: &str, error: Error) -> Error {
     match error {
         Error::Database { source, .. }
             if source.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>

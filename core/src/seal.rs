@@ -651,8 +651,8 @@ pub(crate) fn derived(tx: &Tx<'_>, model: &str, record: &RecordId) -> Result<Vec
 /// A leader's own change to a record that another device owns is refused like anybody else's: it has no effect, and the
 /// table is as it was. Its values are in its entry.
 fn refuse_foreign(tx: &Tx<'_>, change: &mut Change, device: DeviceId) -> Result<(), Error> {
-    if change.outcome.is_some() {
-        // What is kept for another was never written here.
+    if change.outcome.is_some() || change.kind == EntryKind::Noop {
+        // What is kept for another was never written here, and who only decides writes nothing.
         return Ok(());
     }
     let is_owned =

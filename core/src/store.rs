@@ -500,7 +500,7 @@ impl Store {
         &self.path
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn models(&self) -> &[Model] {
         &self.models
     }

@@ -111,6 +111,12 @@ async fn what_passes_the_hooks_by_is_refused_on_the_leader_too_and_kept() {
     assert_eq!(letters.len(), 2);
     assert_says(&letters[0].reason, &["belongs to device", &device(&scene.follower)]);
     assert!(letters[0].values.to_json().contains("by the leader"));
+    // Who gives a dead letter up writes nothing that could be refused.
+    for letter in letters {
+        scene.leader.library.discard(letter.id).await.unwrap();
+    }
+    level(&scene).await;
+    assert_eq!(scene.follower.library.dead_letters().await.unwrap(), []);
 }
 
 #[tokio::test]

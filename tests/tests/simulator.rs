@@ -11,8 +11,8 @@ use tidelog_tests::sim::{
     run::{self, Plan},
     schedule::{
         Event::{
-            self, BackUp, Batches, CopyTo, CrashIn, Deliver, Double, HandOver, Inquire, Lose, LosePower,
-            Push, Restore, Round, Seal, Subscribe, TakeOver, Write,
+            self, BackUp, Batches, CopyTo, CrashIn, Cut, Decide, Deliver, Double, HandOver, Inquire, Lose,
+            LosePower, Mend, Push, Restore, Round, Seal, Subscribe, TakeOver, Write,
         },
         Schedule,
     },
@@ -53,7 +53,12 @@ fn whatever_happens_every_promise_is_kept() {
 }
 
 /// What some seed must come to, or the rest proves nothing about it.
-const SOMETIMES: [&str; 17] = [
+const SOMETIMES: [&str; 22] = [
+    "decision: came second",
+    "decision: conflict decided",
+    "decision: discarded",
+    "decision: presented again",
+    "decision: retried",
     "entry: conflict",
     "entry: derived",
     "entry: of another life",
@@ -327,6 +332,35 @@ fn what_steps_out_into_a_folder_whose_deletion_is_pending_brings_it_back() {
 fn what_answers_a_subscription_of_long_ago_is_no_damage() {
     let before = [Round(3), Round(2), Subscribe(2, 3), Write(0, 132075382457), Round(2), TakeOver(3)];
     holds(21371, 4, &[&before[..], &[Round(0), Round(2), Round(2)]].concat());
+}
+
+#[test]
+fn what_is_pending_over_the_log_does_not_hide_what_a_deletion_takes_along() {
+    let before = [Write(0, 953341046880), Round(0), Subscribe(1, usize::MAX), Cut(1, 0), Round(1)];
+    let then = [
+        Write(0, 852303770961),
+        TakeOver(1),
+        Batches(2),
+        Round(0),
+        Write(0, 636960518376),
+        Write(1, 83539785639),
+        Mend,
+    ];
+    let last = [Write(0, 261281364305), Round(0), HandOver(1, 0), Round(0)];
+    holds(30843, 2, &[&before[..], &then, &last].concat());
+}
+
+#[test]
+fn a_column_that_only_rises_is_what_a_person_says_where_nobody_else_has_written_it() {
+    let before = [Round(1), Write(1, 814054041914), Round(1), Write(1, 2364659617), Write(0, 727142486975)];
+    let then = [Round(1), Write(1, 619599445397), Round(1), TakeOver(1), Decide(0, 579477306488)];
+    holds(36, 2, &[&before[..], &then].concat());
+}
+
+#[test]
+fn a_leader_gives_up_what_it_was_refused_of_a_record_of_another() {
+    let before = [Write(1, 502174861592), CrashIn(0, 179824449729), TakeOver(0), Write(0, 104527412609)];
+    holds(10, 3, &[&before[..], &[Decide(0, 350457253301)]].concat());
 }
 
 #[test]

@@ -202,17 +202,13 @@ impl Library {
 }
 
 impl Inner {
-    /// Makes a decision, in a transaction of its own in which the database enforces its foreign keys.
+    /// Makes a decision ([`decide::decide`]).
     pub(crate) async fn decide(
         &self,
         what: String,
         step: impl FnOnce(&mut Tx<'_>) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
-        let step = move |driver: &mut Driver| {
-            driver.enforcing(step).map_err(|error| decide::not_taken(&what, error))?;
-            driver.publish()
-        };
-        self.engine.step(step).await
+        self.engine.step(move |driver: &mut Driver| decide::decide(driver, &what, step)).await
     }
 }
 

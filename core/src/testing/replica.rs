@@ -16,6 +16,9 @@ use tokio::sync::{broadcast, watch};
 
 pub use crate::inject::{Crash, Place, Safeguard, crash_after, limit_batches, passed, switch_off};
 use crate::{
+    conflict::{self, Choice, Conflict, ConflictId},
+    dead_letter::{self, DeadLetter, DeadLetterId},
+    decide,
     engine::{Driver, Pulse},
     entry::Run,
     error::Error,
@@ -26,6 +29,7 @@ use crate::{
     model::{ModelDescriptor, Recorder},
     node,
     reassign::{self, Admission, Grant},
+    row::Row,
     seal, sequence,
     serving::{self, Answer, Peer, Push, Served, Subscription},
     store::{self, Minted, Store},
@@ -205,6 +209,54 @@ impl Replica {
         self.driver.transaction(seal::seal_all)?;
         self.driver.tell()?;
         self.driver.store.sync()
+    }
+
+    /// The conflicts that wait for a person.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn conflicts(&self) -> Result<Vec<Conflict>, Error> {
+        conflict::open(self.driver.store.connection(), self.driver.store.models(), (Seq(0), ""))
+    }
+
+    /// All conflicts behind an entry.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn conflicts_since(&self, after: Seq) -> Result<Vec<Conflict>, Error> {
+        conflict::since(self.driver.store.connection(), self.driver.store.models(), after)
+    }
+
+    /// All dead letters.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn dead_letters(&self) -> Result<Vec<DeadLetter>, Error> {
+        dead_letter::since(self.driver.store.connection(), Seq(0))
+    }
+
+    /// Decides a conflict.
+    ///
+    /// # Errors
+    /// Those of [`Library::resolve`](crate::Library::resolve).
+    pub fn resolve(&mut self, id: ConflictId, choice: &Choice) -> Result<(), Error> {
+        decide::decide(&mut self.driver, "a conflict", |tx| decide::resolve(tx, id.0, choice))
+    }
+
+    /// Tries a dead letter once more, with these of its values changed.
+    ///
+    /// # Errors
+    /// Those of [`Library::retry_with`](crate::Library::retry_with).
+    pub fn retry(&mut self, id: DeadLetterId, edited: &Row) -> Result<(), Error> {
+        decide::decide(&mut self.driver, "a dead letter", |tx| decide::retry(tx, id.0, edited))
+    }
+
+    /// Gives a dead letter up.
+    ///
+    /// # Errors
+    /// Those of [`Library::discard`](crate::Library::discard).
+    pub fn discard(&mut self, id: DeadLetterId) -> Result<(), Error> {
+        decide::decide(&mut self.driver, "a dead letter", |tx| decide::discard(tx, id.0))
     }
 
     /// Begins to follow `leader`: what to send there.

@@ -120,7 +120,7 @@ impl Held {
     fn equals(&self, other: &Self) {
         let whose = format!("{} and {}", self.name, other.name);
         let differs = |(a, b): &(&Entry, &Entry)| {
-            a.digest != b.digest || a.conflicts != b.conflicts || a.is_dead != b.is_dead
+            a.digest != b.digest || a.conflicts != b.conflicts || a.letter != b.letter
         };
         let first = self.log.iter().zip(&other.log).find(differs);
         assert!(first.is_none(), "{whose}: the logs differ: {first:?}");
@@ -143,7 +143,7 @@ impl Held {
         let mut by_actor: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
         for entry in &changes {
             found.conflicts += usize::from(!entry.conflicts.is_empty());
-            found.refused += usize::from(entry.is_dead);
+            found.refused += usize::from(entry.is_dead());
             match &entry.actor {
                 Some(actor) => by_actor.entry(actor).or_default().push(entry),
                 // What was there in the beginning.
@@ -217,11 +217,11 @@ fn is_whole(deed: &Deed, entries: &[&Entry]) {
             Value::Moved => authored.row.is_some(),
         };
         assert!(is_kept, "{name} wrote {wrote:?}, and the log has {entry:?}");
-        let is_somewhere = entry.effect.is_some() || !entry.conflicts.is_empty() || entry.is_dead;
+        let is_somewhere = entry.effect.is_some() || !entry.conflicts.is_empty() || entry.is_dead();
         // Deleting what is gone already comes to nothing.
         assert!(is_somewhere || wrote.value == Value::Gone, "{name}: {wrote:?} is nowhere: {entry:?}");
     }
-    let dead: BTreeSet<bool> = entries.iter().map(|entry| entry.is_dead).collect();
+    let dead: BTreeSet<bool> = entries.iter().map(|entry| entry.is_dead()).collect();
     let marks: BTreeSet<_> = entries.iter().map(|entry| &entry.mark).collect();
     assert!(dead.len() < 2 || marks.len() > 1 || marks.contains(&None), "{name} stands in part: {entries:?}");
 }

@@ -11,6 +11,7 @@
 //! | `once` | no change is twice in a log |
 //! | `kept` | an entry holds its author's values; no step drops the last copy of a change |
 //! | `conflicts` | there is a conflict where two had not seen each other, and nowhere else |
+//! | `decisions` | a person's decision takes effect, or what it was about goes on waiting; all devices say the same of that |
 //! | `deleted` | what was deleted comes back only knowingly |
 //! | `fold` | the tables are the log's fold with what is pending laid over it |
 //! | `tree` | no folder is above itself |
@@ -23,18 +24,18 @@
 use std::hash::Hasher;
 
 use tidelog::{
-    id::{DeviceId, Incarnation, Term},
+    id::{DeviceId, Incarnation, Seq, Term},
     testing::replica::Replica,
 };
 
 use super::{
     Broken, Device, Done, Known, ROUNDS_MAX, Simulation, View, failed,
     mirror::{self, Entry, Pending, Rows},
-    oracle::Set,
+    oracle::{Change, Set},
     workload::{FOLDER_PARENT, TABLES, TOTAL, Table},
 };
 
-fn sql(of: usize) -> impl Fn(rusqlite::Error) -> Broken {
+pub(super) fn sql(of: usize) -> impl Fn(rusqlite::Error) -> Broken {
     move |error| Broken::new("step", format!("reading device {of}: {error}"))
 }
 
@@ -50,6 +51,7 @@ impl Simulation {
         let app = self.devices[of].app.as_ref().expect("it is up");
         let entries = mirror::entries(app, self.views[of].log.len() as u64).map_err(sql(of))?;
         self.check_seal(of, &outbox, &pending, &entries)?;
+        self.take_decided(of, &pending, &entries)?;
         for entry in entries {
             self.take_entry(of, entry)?;
         }
@@ -210,14 +212,14 @@ impl Simulation {
 
     /// What the leader made of a change.
     fn check_decision(&mut self, of: usize, entry: &Entry, id: usize, here: &str) -> Done {
-        let (view, change) = (&self.views[of], &self.oracle.changes[id]);
-        let name = format!("{} {}", change.name.0, record_name(&change.name.1));
         if entry.n.is_none() {
             self.counters.count("entry: derived");
             return Ok(());
         }
-        if entry.authored != change.authored {
-            let text = format!("{here} holds of {name} {:?}, not {:?}", entry.authored, change.authored);
+        let Change { name: (actor, record), authored, .. } = &self.oracle.changes[id];
+        let name = format!("{actor} {}", record_name(record));
+        if entry.authored != *authored {
+            let text = format!("{here} holds of {name} {:?}, not {authored:?}", entry.authored);
             return Err(Broken::new("kept", text));
         }
         if entry.is_otherwise {
@@ -226,15 +228,20 @@ impl Simulation {
         let is_conflict = !entry.conflicts.is_empty();
         // However often a rejoin brings it into a log.
         if self.counted.0.insert(id) {
-            self.counters.count("entry: change");
+            self.counters.count(if entry.decides.is_some() { "entry: decision" } else { "entry: change" });
         }
-        if entry.is_dead {
+        let meets_others = self.check_verdict(of, entry, id, here)?;
+        if entry.is_dead() {
             self.counters.count("entry: refused");
             return Ok(());
         }
-        if is_conflict && self.counted.1.insert(id) {
+        if is_conflict && entry.decides.is_none() && self.counted.1.insert(id) {
             self.counters.count("entry: conflict");
         }
+        if !meets_others {
+            return Ok(());
+        }
+        let view = &self.views[of];
         if self.oracle.resurrects(&view.log, &view.causes, entry, id) {
             return Err(Broken::new(
                 "deleted",
@@ -261,9 +268,6 @@ impl Simulation {
     fn check_held(&mut self, of: usize, pending: Vec<Pending>, may_lose: bool) -> Done {
         let mut has = self.views[of].logged.clone();
         for change in &pending {
-            if change.decides.is_some() {
-                continue;
-            }
             let Some(id) = self.oracle.find(change.actor.as_ref(), Some(&change.record)) else {
                 let text = format!("device {of} has pending what nobody made: {change:?}");
                 return Err(Broken::new("captured", text));
@@ -405,7 +409,7 @@ impl Simulation {
             return Err(Broken::new("fold", format!("device {of}: {}", difference(&shown, &due))));
         }
         check_tree(of, &shown)?;
-        check_total(of, &shown)
+        check_total(of, &shown, self.decided_sums(of))
     }
 
     /// Everything, everywhere.
@@ -424,8 +428,9 @@ impl Simulation {
                 return Err(Broken::new("fold", format!("the log of device {of} does not fold as it grew")));
             }
             let shown = mirror::tables(app).map_err(sql(of))?;
-            check_total(of, &shown)?;
+            check_total(of, &shown, self.decided_sums(of))?;
             self.check_sums(of)?;
+            self.check_verdicts(of)?;
             self.check_local_stays(of)?;
         }
         Ok(())
@@ -437,13 +442,11 @@ impl Simulation {
         let mut sums = std::collections::BTreeMap::new();
         for (entry, cause) in view.log.iter().zip(&view.causes) {
             let (Some(record), Some(id)) = (&entry.record, cause) else { continue };
-            let Some(column) = TABLES[record.0].sum.filter(|_| entry.n.is_some() && !entry.is_dead) else {
-                continue;
-            };
-            let change = &self.oracle.changes[*id];
-            if let Some(row) = &change.authored.row {
-                let before = change.before.as_ref().map_or(0, |before| before[column].int());
-                *sums.entry(record.clone()).or_insert(0) += row[column].int() - before;
+            // A decision that came too late has none.
+            let counts =
+                entry.n.is_some() && !entry.is_dead() && (entry.decides.is_none() || entry.effect.is_some());
+            if counts && TABLES[record.0].sum.is_some() {
+                *sums.entry(record.clone()).or_insert(0) += self.oracle.added(*id);
             }
         }
         for (record, row) in &view.folded {
@@ -490,6 +493,7 @@ impl Simulation {
         }
         self.counters.add("healing: rounds", rounds as u64);
         self.check_all()?;
+        self.check_lists()?;
         let first = &self.views[0];
         let missing = wanted.iter().find(|&id| !first.logged.contains(id));
         if let Some(id) = missing {
@@ -510,6 +514,23 @@ impl Simulation {
             }
         }
         Ok(())
+    }
+
+    /// All devices list the same conflicts and dead letters.
+    fn check_lists(&mut self) -> Done {
+        let mut lists = Vec::new();
+        for of in 0..self.devices.len() {
+            let list =
+                |replica: &mut Replica| Ok((replica.conflicts_since(Seq(0))?, replica.dead_letters()?));
+            lists.extend(self.step(of, list)?);
+        }
+        match lists.iter().position(|list| *list != lists[0]) {
+            None => Ok(()),
+            Some(of) => {
+                let text = format!("device 0 lists {:?}, and device {of} {:?}", lists[0], lists[of]);
+                Err(Broken::new("decisions", text))
+            }
+        }
     }
 
     /// Who leads the highest term that anybody has seen; where nobody does, the one with the longest log takes over.
@@ -616,18 +637,18 @@ fn check_tree(of: usize, shown: &Rows) -> Done {
     Ok(())
 }
 
-fn check_total(of: usize, shown: &Rows) -> Done {
+fn check_total(of: usize, shown: &Rows, decided: i64) -> Done {
     let accounts = shown.iter().filter(|(record, _)| TABLES[record.0].sum.is_some());
     let (count, total) = accounts.fold((0, 0), |(count, total), (record, row)| {
         (count + 1, total + TABLES[record.0].sum.map_or(0, |column| row[column].int()))
     });
-    if count > 0 && total != TOTAL {
+    if count > 0 && total != TOTAL + decided {
         return Err(Broken::new("totals", format!("{count} accounts on device {of} hold {total}")));
     }
     Ok(())
 }
 
-fn record_name(record: &mirror::Record) -> String {
+pub(super) fn record_name(record: &mirror::Record) -> String {
     let table: &Table = &TABLES[record.0];
     format!("{} {}", table.name, record.1)
 }

@@ -252,6 +252,17 @@ impl Device {
         read().map_err(|e| database("reading", e))
     }
 
+    /// The tables, also while it is down.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn tables(&self) -> rusqlite::Result<Rows> {
+        match &self.app {
+            Some(app) => mirror::tables(app),
+            None => mirror::tables(&connect(&self.path)?),
+        }
+    }
+
     /// Copies the database, of which all is sealed.
     ///
     /// # Errors

@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, hash::Hasher};
 use rusqlite::{Connection, Row as SqlRow, params, types::ValueRef};
 use serde_json::Value as Json;
 
-use super::workload::{TABLES, Table};
+use super::{
+    verdict::{Letter, Verdict},
+    workload::{TABLES, Table},
+};
 
 /// A stored value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,7 +90,7 @@ pub struct Entry {
     pub wrote: Option<Vec<usize>>,
     /// What its author made of the record.
     pub authored: Authored,
-    /// The transaction that it comes from.
+    /// The transaction that it comes from; a decision by its group's tag, for nothing else names that.
     pub actor: Option<String>,
     /// Its atomic mark.
     pub mark: Option<String>,
@@ -99,12 +102,32 @@ pub struct Entry {
     pub decides: Option<String>,
     /// Why it was refused.
     pub refused: Option<String>,
-    /// Fields about which it has conflict records.
-    pub conflicts: Vec<String>,
-    /// It is a dead letter.
-    pub is_dead: bool,
+    /// It came to something else than its author made of the record.
+    pub has_outcome: bool,
+    /// Its conflict records.
+    pub conflicts: Vec<Lost>,
+    /// The id of its dead letter.
+    pub letter: Option<String>,
     /// It goes by another origin than the one in which it was sealed.
     pub is_otherwise: bool,
+}
+
+impl Entry {
+    /// Whether it is a dead letter.
+    pub fn is_dead(&self) -> bool {
+        self.letter.is_some()
+    }
+}
+
+/// A conflict record, by the entry that has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The column, empty where it is about the record being there.
+    pub field: String,
+    /// Its id.
+    pub id: String,
+    /// A person is to decide.
+    pub open: bool,
 }
 
 /// A change that waits for the log.
@@ -118,7 +141,7 @@ pub struct Pending {
     pub before: Option<Row>,
     /// Whether there was one.
     pub existed: bool,
-    /// The transaction.
+    /// The transaction, or the tag.
     pub actor: Option<String>,
     /// Whether its row had to leave the table.
     pub is_blocked: bool,
@@ -210,24 +233,50 @@ pub fn entries(conn: &Connection, after: u64) -> rusqlite::Result<Vec<Entry>> {
         return Ok(entries);
     }
     let first = entries[0].seq;
-    let mut statement =
-        conn.prepare_cached("SELECT seq, field FROM sync_conflict WHERE seq > ?1 ORDER BY seq, field")?;
+    let mut statement = conn.prepare_cached(
+        "SELECT seq, field, id, open FROM sync_conflict WHERE seq > ?1 ORDER BY seq, field",
+    )?;
     let mut rows = statement.query([after])?;
     while let Some(row) = rows.next()? {
         let seq: u64 = row.get(0)?;
         if let Some(entry) = entries.get_mut((seq - first) as usize) {
-            entry.conflicts.push(row.get(1)?);
+            entry.conflicts.push(Lost { field: row.get(1)?, id: id_at(row, 2)?, open: row.get(3)? });
         }
     }
-    let mut statement = conn.prepare_cached("SELECT seq FROM sync_dead_letter WHERE seq > ?1")?;
+    let mut statement = conn.prepare_cached("SELECT seq, id FROM sync_dead_letter WHERE seq > ?1")?;
     let mut rows = statement.query([after])?;
     while let Some(row) = rows.next()? {
         let seq: u64 = row.get(0)?;
         if let Some(entry) = entries.get_mut((seq - first) as usize) {
-            entry.is_dead = true;
+            entry.letter = Some(id_at(row, 1)?);
         }
     }
     Ok(entries)
+}
+
+/// All conflicts and dead letters, in the order of the log.
+pub fn verdicts(conn: &Connection) -> rusqlite::Result<(Vec<Verdict>, Vec<Letter>)> {
+    let mut statement = conn.prepare_cached(
+        "SELECT seq, field, id, decided, superseded FROM sync_conflict ORDER BY seq, field",
+    )?;
+    let verdict = |row: &SqlRow<'_>| {
+        let (decided, superseded) = (row.get(3)?, row.get(4)?);
+        Ok(Verdict { seq: row.get(0)?, field: row.get(1)?, id: id_at(row, 2)?, decided, superseded })
+    };
+    let verdicts = statement.query_map([], verdict)?.collect::<rusqlite::Result<_>>()?;
+    let mut statement = conn.prepare_cached("SELECT seq, id, decided FROM sync_dead_letter ORDER BY seq")?;
+    let letter = |row: &SqlRow<'_>| Ok(Letter { seq: row.get(0)?, id: id_at(row, 1)?, decided: row.get(2)? });
+    let letters = statement.query_map([], letter)?.collect::<rusqlite::Result<_>>()?;
+    Ok((verdicts, letters))
+}
+
+fn id_at(row: &SqlRow<'_>, column: usize) -> rusqlite::Result<String> {
+    Ok(uuid::Uuid::from_bytes(row.get(column)?).to_string())
+}
+
+/// What a change goes by: its transaction, or the tag of its group.
+fn actor_of(actor: Option<String>, tag: Option<i64>) -> Option<String> {
+    actor.or_else(|| tag.map(|tag| format!("tag {tag}")))
 }
 
 fn read_entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry> {
@@ -250,14 +299,15 @@ fn read_entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry> {
         effect: None,
         wrote: None,
         authored: Authored { row: None, fields: None, is_nothing: true },
-        actor: row.get(14)?,
+        actor: actor_of(row.get(14)?, row.get(20)?),
         mark: row.get(13)?,
         device: row.get(17)?,
         group: row.get::<_, Option<u64>>(18)?.unwrap_or(0),
         decides: row.get(15)?,
         refused: None,
+        has_outcome: authored.is_some(),
         conflicts: Vec::new(),
-        is_dead: false,
+        letter: None,
         is_otherwise: row.get::<_, Option<String>>(25)?.is_some(),
     };
     let Some(table) = table.map(|table| &TABLES[table]) else { return Ok(entry) };
@@ -313,7 +363,7 @@ fn before(text: &str, authored: &Authored) -> Row {
 pub fn pending(conn: &Connection) -> rusqlite::Result<Vec<Pending>> {
     let mut statement = conn.prepare_cached(
         "SELECT m.name, p.record, p.kind, p.fields, p.data, p.before, p.existed, p.actor, p.state = 'blocked', p.decides,
-            o.origin, p.n
+            o.origin, p.n, p.tag
          FROM sync_pending p JOIN sync_model m ON m.id = p.model JOIN sync_origin o ON o.id = p.origin ORDER BY p.id",
     )?;
     let mut rows = statement.query([])?;
@@ -332,7 +382,7 @@ pub fn pending(conn: &Connection) -> rusqlite::Result<Vec<Pending>> {
             record: (table, text_of(row.get_ref(1)?)),
             before: row.get::<_, Option<String>>(5)?.as_deref().map(|text| before(text, &authored)),
             existed: row.get(6)?,
-            actor: row.get(7)?,
+            actor: actor_of(row.get(7)?, row.get(12)?),
             is_blocked: row.get(8)?,
             decides: row.get(9)?,
             identity: (row.get(10)?, row.get(11)?),
@@ -397,7 +447,7 @@ pub fn lay(rows: &mut Rows, entry: &Entry) {
 /// What a record shows with pending changes laid over the log's row, in their order; without those that are blocked.
 pub fn overlaid(table: &Table, logged: Option<&Row>, pending: &[&Pending]) -> Option<Row> {
     let mut shown = logged.cloned();
-    for change in pending {
+    for change in pending.iter().filter(|change| !change.authored.is_nothing) {
         let Some(row) = &change.authored.row else {
             shown = None;
             continue;
@@ -410,7 +460,9 @@ pub fn overlaid(table: &Table, logged: Option<&Row>, pending: &[&Pending]) -> Op
             if change.authored.fields.as_ref().is_some_and(|fields| !fields.contains(&column)) {
                 continue;
             }
-            let reduced = table.is_reduced(column) && change.existed;
+            // Where nobody else has written it, it is what its author made of it.
+            let is_met = change.before.as_ref().is_none_or(|before| before[column] != below[column]);
+            let reduced = table.is_reduced(column) && change.existed && is_met;
             below[column] = match (&change.before, reduced) {
                 (Some(before), true) if table.sum == Some(column) => {
                     Cell::Int(below[column].int() + value.int() - before[column].int())

@@ -28,8 +28,10 @@ pub mod device;
 pub mod mirror;
 pub mod network;
 pub mod oracle;
+pub mod person;
 pub mod run;
 pub mod schedule;
+pub mod verdict;
 pub mod workload;
 
 use counters::Counters;
@@ -37,6 +39,7 @@ use device::{Device, Ended, Templates};
 use mirror::{Entry, Fnv, Pending, Rows};
 use network::{Network, Packet};
 use oracle::{Oracle, Set};
+use person::Deciding;
 use schedule::{Event, Schedule};
 use workload::Transaction;
 
@@ -94,6 +97,8 @@ pub struct Simulation {
     time: Arc<AtomicI64>,
     entries: BTreeMap<(String, u64), Known>,
     transactions: u64,
+    /// A person is deciding.
+    deciding: Option<Deciding>,
     events: u64,
     trace: Fnv,
     /// Some database has become another: what was stable may not be.
@@ -149,6 +154,7 @@ impl Simulation {
             time,
             entries: BTreeMap::new(),
             transactions: 0,
+            deciding: None,
             events: 0,
             trace: Fnv::default(),
             is_restored: false,
@@ -207,6 +213,7 @@ impl Simulation {
                 let transaction = Transaction::choose(choice, self.transactions, &me);
                 self.commit(of, &transaction)?;
             }
+            Event::Decide(of, choice) => self.decide(d(of), choice)?,
             Event::Seal(of) => {
                 self.step(d(of), Replica::seal)?;
                 self.observe(d(of))?;
@@ -310,12 +317,7 @@ impl Simulation {
     fn commit(&mut self, of: usize, transaction: &Transaction) -> Done {
         self.transactions += 1;
         let actor = format!("w{}", self.transactions);
-        let mut seen = self.views[of].logged.clone();
-        for pending in &self.views[of].pending {
-            if let Some(id) = self.oracle.find(pending.actor.as_ref(), Some(&pending.record)) {
-                seen.insert(id);
-            }
-        }
+        let seen = self.seen_on(of);
         let images = self.devices[of]
             .write(&actor, transaction)
             .map_err(|e| Broken::new("step", format!("writing on device {of}: {e}")))?;
@@ -332,6 +334,17 @@ impl Simulation {
         self.views[of].local =
             Some(mirror::local(app).map_err(|e| failed(of, "reading", &device::database("reading", e)))?);
         self.observe(of)
+    }
+
+    /// The changes that stand in a device's database.
+    fn seen_on(&self, of: usize) -> Set {
+        let mut seen = self.views[of].logged.clone();
+        for pending in &self.views[of].pending {
+            if let Some(id) = self.oracle.find(pending.actor.as_ref(), Some(&pending.record)) {
+                seen.insert(id);
+            }
+        }
+        seen
     }
 
     /// Has a device do something, unless it is down. `None` where it was cut off.

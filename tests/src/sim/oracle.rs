@@ -187,6 +187,13 @@ impl Oracle {
         self.names.get(&(actor?.clone(), record?.clone())).copied()
     }
 
+    /// What a change has added to an account.
+    pub fn added(&self, change: usize) -> i64 {
+        let Change { name, authored, before, .. } = &self.changes[change];
+        let (Some(column), Some(row)) = (TABLES[name.1.0].sum, &authored.row) else { return 0 };
+        row[column].int() - before.as_ref().map_or(0, |before| before[column].int())
+    }
+
     /// Whether the author of a change had seen another.
     pub fn had_seen(&self, change: usize, other: usize) -> bool {
         let (one, two) = (&self.changes[change], &self.changes[other]);
@@ -224,7 +231,9 @@ impl Oracle {
         };
         let mine = |column: usize| authored.fields.as_ref().is_none_or(|fields| fields.contains(&column));
         let columns = 0..row.len();
-        if table.merge == Merge::Fields {
+        // Who decides about a conflict has looked at what he writes over; the rest of the record goes on.
+        let resolves = entry.decides.as_ref().is_some_and(|decides| decides.starts_with("resolves"));
+        if resolves || table.merge == Merge::Fields {
             let contested = |column: usize| {
                 let writer = written().find(|(e, _)| writes(e, column));
                 row[column] != now[column] && writer.is_some_and(|(_, cause)| unseen(cause))

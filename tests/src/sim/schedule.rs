@@ -1,5 +1,6 @@
 //! The schedule: what happens, by the seed; and shorter ones that fail alike.
 
+use super::workload::HOT;
 use crate::dice::Dice;
 
 /// Something that happens. Devices are meant modulo how many there are.
@@ -7,6 +8,8 @@ use crate::dice::Dice;
 pub enum Event {
     /// The application of a device commits what this choice comes to.
     Write(usize, u64),
+    /// A person decides about a conflict or a dead letter that a device shows.
+    Decide(usize, u64),
     /// A device seals.
     Seal(usize),
     /// A device begins to follow another.
@@ -62,6 +65,7 @@ impl Event {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Write(..) => "write",
+            Self::Decide(..) => "decide",
             Self::Seal(_) => "seal",
             Self::Subscribe(..) => "subscribe",
             Self::Push(_) => "push",
@@ -119,7 +123,8 @@ impl Schedule {
             }
             let any = dice.roll(1 << 40);
             events.push(match dice.roll(100) {
-                0..=29 => Event::Write(d, any),
+                0..=25 => Event::Write(d, any),
+                26..=29 => Event::Write(d, HOT + any),
                 30 => Event::TakeOver(d),
                 31 => Event::HandOver(d, other),
                 32 => Event::Reclaim(d),
@@ -131,7 +136,8 @@ impl Schedule {
                 53..=54 => Event::Confirm(d),
                 55 => Event::Unwind(d),
                 56..=61 => Event::Serve(d, other),
-                62..=79 => Event::Deliver(any),
+                62..=76 => Event::Deliver(any),
+                77..=79 => Event::Decide(d, any),
                 80..=83 => Event::Double(any),
                 84..=85 => Event::Lose(any),
                 86..=87 => Event::Round(d),

@@ -236,6 +236,9 @@ pub fn register(builder: tidelog::LibraryBuilder) -> tidelog::LibraryBuilder {
         .model::<owned::Entity>()
 }
 
+/// Choices from here on are transactions on few records.
+pub const HOT: u64 = 1 << 40;
+
 /// A transaction of the application.
 #[derive(Clone, Debug)]
 pub struct Transaction {
@@ -250,6 +253,10 @@ impl Transaction {
     pub fn choose(choice: u64, number: u64, me: &str) -> Self {
         let mut dice = Dice(choice);
         let mut transaction = Self { statements: Vec::new(), atomic: false };
+        if choice >= HOT {
+            transaction.add_hot(&mut dice, &format!("v{number}"));
+            return transaction;
+        }
         let parts = 1 + dice.roll(6) / 4 + dice.roll(8) / 7;
         transaction.atomic = dice.roll(3) == 0;
         for part in 0..parts {
@@ -360,6 +367,18 @@ impl Transaction {
             3 | 4 => self.say(format!("UPDATE {table} SET y = '{value}' WHERE id = 's{id}'")),
             _ => self.say(format!(
                 "INSERT INTO {table} VALUES ('s{id}', '{value}', NULL) ON CONFLICT (id) DO UPDATE SET x = excluded.x"
+            )),
+        }
+    }
+
+    /// To a record that everybody writes to, mostly one of which a person is to decide.
+    fn add_hot(&mut self, dice: &mut Dice, value: &str) {
+        let table = ["manuals", "manuals", "updates", "lasts"][dice.roll(4) as usize];
+        match dice.roll(8) {
+            0 => self.say(format!("DELETE FROM {table} WHERE id = 's0'")),
+            1..=3 => self.say(format!("UPDATE {table} SET y = '{value}' WHERE id = 's0'")),
+            _ => self.say(format!(
+                "INSERT INTO {table} VALUES ('s0', '{value}', NULL) ON CONFLICT (id) DO UPDATE SET x = excluded.x"
             )),
         }
     }
