@@ -241,7 +241,7 @@ pub(crate) fn others_bind(tx: &Tx<'_>, records: &[Change]) -> Result<bool, Error
         if !binds {
             continue;
         }
-        let id: &str = &model.descriptor.id;
+        let id = model.descriptor.id;
         let mut rows = lying_over.query([id])?;
         while let Some(row) = rows.next()? {
             if !of.contains(&(id, &RecordId::read(row.get_ref(0)?)?)) {

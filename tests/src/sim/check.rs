@@ -24,15 +24,16 @@
 use std::hash::Hasher;
 
 use tidelog::{
-    id::{DeviceId, Incarnation, Seq, Term},
+    id::{DeviceId, Incarnation, Term},
     testing::replica::Replica,
 };
 
 use super::{
-    Broken, Device, Done, Known, ROUNDS_MAX, Simulation, View, failed,
+    Broken, Device, Done, Known, Simulation, failed,
     mirror::{self, Entry, Pending, Rows},
     oracle::{Change, Set},
-    workload::{FOLDER_PARENT, TABLES, TOTAL, Table},
+    tell::{difference, record_name},
+    workload::{FOLDER_PARENT, TABLES, TOTAL},
 };
 
 pub(super) fn sql(of: usize) -> impl Fn(rusqlite::Error) -> Broken {
@@ -463,149 +464,6 @@ impl Simulation {
         }
         Ok(())
     }
-
-    /// All is well again: devices become level, and nothing that anybody had is missing.
-    pub(super) fn heal(&mut self) -> Done {
-        self.network.clear();
-        self.network.mend();
-        let count = self.devices.len();
-        for d in 0..count {
-            self.wake(d)?;
-            self.step(d, Replica::seal)?;
-            self.observe(d)?;
-        }
-        let mut wanted = Set::default();
-        for view in &self.views {
-            for id in view.has.iter() {
-                wanted.insert(id);
-            }
-        }
-        let mut rounds = 0;
-        while !self.is_level()? {
-            rounds += 1;
-            if rounds > ROUNDS_MAX {
-                return Err(Broken::new("level", self.how_all_stand()));
-            }
-            let leader = self.who_leads()?;
-            for d in 0..count {
-                self.round(d, leader)?;
-            }
-        }
-        self.counters.add("healing: rounds", rounds as u64);
-        self.check_all()?;
-        self.check_lists()?;
-        let first = &self.views[0];
-        let missing = wanted.iter().find(|&id| !first.logged.contains(id));
-        if let Some(id) = missing {
-            let name = &self.oracle.changes[id].name;
-            let text = format!("{} {} is in no log", name.0, record_name(&name.1));
-            return Err(Broken::new("kept", text));
-        }
-        let mut tables: Vec<Rows> = Vec::new();
-        for (of, device) in self.devices.iter().enumerate() {
-            if let Some(app) = &device.app {
-                tables.push(mirror::tables(app).map_err(sql(of))?);
-            }
-        }
-        for (of, other) in tables.iter().enumerate() {
-            if *other != tables[0] || *other != first.folded {
-                let text = format!("devices 0 and {of}: {}", difference(other, &tables[0]));
-                return Err(Broken::new("level", text));
-            }
-        }
-        Ok(())
-    }
-
-    /// All devices list the same conflicts and dead letters.
-    fn check_lists(&mut self) -> Done {
-        let mut lists = Vec::new();
-        for of in 0..self.devices.len() {
-            let list =
-                |replica: &mut Replica| Ok((replica.conflicts_since(Seq(0))?, replica.dead_letters()?));
-            lists.extend(self.step(of, list)?);
-        }
-        match lists.iter().position(|list| *list != lists[0]) {
-            None => Ok(()),
-            Some(of) => {
-                let text = format!("device 0 lists {:?}, and device {of} {:?}", lists[0], lists[of]);
-                Err(Broken::new("decisions", text))
-            }
-        }
-    }
-
-    /// Who leads the highest term that anybody has seen; where nobody does, the one with the longest log takes over.
-    fn who_leads(&mut self) -> Done<usize> {
-        for _ in 0..=self.devices.len() {
-            let mut standings = Vec::new();
-            for d in 0..self.devices.len() {
-                if let Some(standing) = self.step(d, |replica| replica.standing())? {
-                    standings.push((standing, d));
-                }
-            }
-            let highest = standings.iter().map(|(s, _)| s.max_seen).max();
-            if let Some((_, d)) = standings.iter().find(|(s, _)| s.leads() && Some(s.max_seen) == highest) {
-                return Ok(*d);
-            }
-            // Who leads a lower one has yet to hear of it.
-            if let Some((_, d)) = standings.iter().find(|(s, _)| Some(s.max_seen) == highest) {
-                self.tell_others(*d)?;
-            }
-            let longest = standings.iter().max_by_key(|(s, d)| (s.max_seen.number, s.top, *d));
-            let Some((_, d)) = longest else { break };
-            self.take_over(*d)?;
-        }
-        Err(Broken::new("level", self.how_all_stand()))
-    }
-
-    fn is_level(&mut self) -> Done<bool> {
-        let digest = |view: &View| view.log.last().map(|last| (last.seq, last.digest));
-        let first = digest(&self.views[0]);
-        let same = self.views.iter().all(|view| digest(view) == first && view.pending.is_empty());
-        let waits = (0..self.devices.len()).any(|d| self.oracle.is_waiting(d));
-        Ok(same && first.is_some() && !waits)
-    }
-
-    /// Everything that is known of all devices, for who looks for a mistake.
-    pub fn tell_all(&self) {
-        for (d, view) in self.views.iter().enumerate() {
-            println!("device {d}");
-            if let Some(Ok(shown)) = self.devices[d].app.as_ref().map(mirror::tables) {
-                println!("  shows {}", difference(&shown, &view.folded));
-            }
-            for entry in &view.log {
-                let record = entry.record.as_ref().map(record_name);
-                println!(
-                    "  {} n {:?} {:?} {record:?} -> {:?} authored {:?} conflicts {:?} refused {:?}",
-                    entry.seq,
-                    entry.n,
-                    entry.actor,
-                    entry.effect,
-                    entry.authored,
-                    entry.conflicts,
-                    entry.refused
-                );
-            }
-            for pending in &view.pending {
-                println!("  pending {pending:?}");
-            }
-        }
-        for (id, change) in self.oracle.changes.iter().enumerate() {
-            println!(
-                "change {id} {} {} before {:?}",
-                change.name.0,
-                record_name(&change.name.1),
-                change.before
-            );
-        }
-    }
-
-    fn how_all_stand(&self) -> String {
-        let one = |(d, view): (usize, &View)| {
-            let standing = self.devices[d].replica.as_ref().map(|replica| replica.standing());
-            format!("device {d}: {standing:?}, {} entries, pending {:?}", view.log.len(), view.pending)
-        };
-        self.views.iter().enumerate().map(one).collect::<Vec<_>>().join("; ")
-    }
 }
 
 fn term_of(text: &str) -> Option<Term> {
@@ -646,18 +504,4 @@ fn check_total(of: usize, shown: &Rows, decided: i64) -> Done {
         return Err(Broken::new("totals", format!("{count} accounts on device {of} hold {total}")));
     }
     Ok(())
-}
-
-pub(super) fn record_name(record: &mirror::Record) -> String {
-    let table: &Table = &TABLES[record.0];
-    format!("{} {}", table.name, record.1)
-}
-
-fn difference(shown: &Rows, due: &Rows) -> String {
-    let records = shown.keys().chain(due.keys().filter(|record| !shown.contains_key(*record)));
-    records
-        .filter(|record| shown.get(*record) != due.get(*record))
-        .map(|r| format!("{} shows {:?} and is to be {:?}", record_name(r), shown.get(r), due.get(r)))
-        .collect::<Vec<_>>()
-        .join("; ")
 }

@@ -19,25 +19,29 @@ use std::{
 use tidelog::{
     Error,
     id::Term,
-    testing::replica::{self, Came, Place, Replica, crash_after, limit_batches, passed},
+    testing::replica::{self, Place, Replica, crash_after, limit_batches, passed},
 };
 
 pub mod check;
 pub mod counters;
 pub mod device;
+mod ending;
+mod heal;
 pub mod mirror;
 pub mod network;
 pub mod oracle;
 pub mod person;
 pub mod run;
 pub mod schedule;
+mod talking;
+mod tell;
 pub mod verdict;
 pub mod workload;
 
 use counters::Counters;
 use device::{Device, Ended, Templates};
 use mirror::{Entry, Fnv, Pending, Rows};
-use network::{Network, Packet};
+use network::Network;
 use oracle::{Oracle, Set};
 use person::Deciding;
 use schedule::{Event, Schedule};
@@ -372,304 +376,6 @@ impl Simulation {
         for (step, at) in passed() {
             self.counters.count(format!("passed: {} {}", step_name(step), place(at)));
         }
-    }
-
-    /// Sends, and remembers what it shows.
-    fn send(&mut self, from: usize, to: usize, bytes: Vec<u8>) -> Done {
-        let shown = &mut self.views[from].shown;
-        *shown = (*shown).max(replica::shows(&bytes));
-        self.counters.count(format!("sent: {}", replica::kind(&bytes)));
-        self.network.send(Packet { from, to, bytes });
-        Ok(())
-    }
-
-    fn leader_of(&mut self, of: usize) -> Done<usize> {
-        self.wake(of)?;
-        let Some(replica) = &self.devices[of].replica else { return Ok(0) };
-        let leader = replica.standing().map_err(|e| failed(of, "looking", &e))?.max_seen.leader;
-        let count = self.devices.len();
-        Ok((0..count).find(|&d| Device::key(d) == leader).unwrap_or((of + 1) % count))
-    }
-
-    fn subscribe(&mut self, of: usize, to: usize) -> Done {
-        if of == to {
-            return Ok(());
-        }
-        let leads = |replica: &mut Replica| Ok(replica.standing()?.leads());
-        if self.step(of, leads)? != Some(false) {
-            // Who leads follows nobody.
-            return Ok(());
-        }
-        if let Some(bytes) = self.step(of, |replica| replica.subscribe(Device::key(to)))? {
-            self.send(of, to, bytes)?;
-        }
-        self.observe(of)
-    }
-
-    /// Whether there was anything to send.
-    fn send_to_leader(
-        &mut self,
-        of: usize,
-        step: impl FnOnce(&mut Replica) -> Result<Option<Vec<u8>>, Error>,
-    ) -> Done<bool> {
-        let Some(Some(leader)) = self.step(of, |replica| Ok(replica.leader()))? else { return Ok(false) };
-        let to = usize::from(leader.0[0]) - 1;
-        let bytes = self.step(of, step)?.flatten();
-        let is_sent = bytes.is_some();
-        if let Some(bytes) = bytes {
-            self.send(of, to, bytes)?;
-        }
-        self.observe(of)?;
-        Ok(is_sent)
-    }
-
-    /// Takes a chunk of what parts from the leader's log back into pending. Whether there is more.
-    fn unwind(&mut self, of: usize) -> Done<bool> {
-        let (more, before) = (self.step(of, Replica::unwind)?, self.views[of].log.len());
-        self.views[of].may_shorten = true;
-        self.observe(of)?;
-        self.views[of].may_shorten = self.devices[of].replica.is_none();
-        if self.views[of].log.len() < before {
-            self.counters.count("rejoin: with a tail");
-        }
-        Ok(more == Some(true))
-    }
-
-    /// All of it. Whether there was any.
-    fn unwind_all(&mut self, of: usize) -> Done<bool> {
-        if self.step(of, |replica| Ok(replica.is_unwinding()))? != Some(true) {
-            return Ok(false);
-        }
-        while self.unwind(of)? {}
-        Ok(true)
-    }
-
-    /// Takes over, unless it leads already or has nothing of the library.
-    pub(crate) fn take_over(&mut self, of: usize) -> Done {
-        let Some(standing) = self.step(of, |replica| replica.standing())? else { return Ok(()) };
-        if standing.leads() || standing.top.seq.0 == 0 {
-            return Ok(());
-        }
-        let term = self.step(of, Replica::take_over)?;
-        self.observe(of)?;
-        let Some(term) = term else { return Ok(()) };
-        self.counters.count("lead: taken over");
-        for other in 0..self.devices.len() {
-            let leads = |replica: &Replica| {
-                replica.standing().is_ok_and(|s| s.leads() && s.max_seen.number == term.number)
-            };
-            if other != of && self.devices[other].replica.as_ref().is_some_and(leads) {
-                self.counters.count("lead: taken over by two");
-            }
-        }
-        Ok(())
-    }
-
-    fn serve(&mut self, of: usize, to: usize) -> Done {
-        if of == to {
-            return Ok(());
-        }
-        if let Some(Some(bytes)) = self.step(of, |replica| replica.serve(Device::key(to)))? {
-            self.send(of, to, bytes)?;
-        }
-        self.observe(of)
-    }
-
-    fn deliver(&mut self, packet: Packet) -> Done {
-        let Packet { from, to, bytes } = packet;
-        let kind = replica::kind(&bytes);
-        if self.is_loud {
-            println!("     {kind} from {from} to {to}");
-        }
-        let (lead, shown) = (replica::lead(&bytes), self.views[to].shown);
-        let before = self.views[to].log.len();
-        let came = self.step(to, |replica| replica.receive(Device::key(from), &bytes))?;
-        // What it did stands before its replies show anything.
-        self.observe(to)?;
-        if let Some(Came { replies, ended, stopped }) = came {
-            for reply in replies {
-                self.send(to, from, reply)?;
-            }
-            if let Some(reason) = ended {
-                self.counters.count(format!("ended by: {kind}"));
-                if self.is_loud {
-                    println!("     ended on {to}: {reason}");
-                }
-                if stopped {
-                    return Err(Broken::new("level", format!("device {to} waits for a person: {reason}")));
-                }
-            }
-        }
-        if lead.is_some() && lead < shown && self.views[to].log.len() > before {
-            let text = format!("device {to} took entries of {lead:?} and had shown {shown:?}");
-            return Err(Broken::new("fencing", text));
-        }
-        Ok(())
-    }
-
-    /// Follows, pulls, pushes, and pulls again; what is lost on the way is lost.
-    fn round(&mut self, of: usize, to: usize) -> Done {
-        if of == to {
-            self.step(of, Replica::seal)?;
-            self.observe(of)?;
-            return self.tell_others(of);
-        }
-        for _ in 0..2 {
-            self.subscribe(of, to)?;
-            self.exchange(of, to)?;
-            if !self.unwind_all(of)? {
-                break;
-            }
-        }
-        self.step(of, Replica::seal)?;
-        for _ in 0..MESSAGES_MAX {
-            if !self.send_to_leader(of, Replica::push)? {
-                break;
-            }
-            self.exchange(of, to)?;
-        }
-        self.send_to_leader(of, Replica::confirm)?;
-        self.exchange(of, to)
-    }
-
-    /// Who leads tells the others.
-    pub(crate) fn tell_others(&mut self, of: usize) -> Done {
-        for to in (0..self.devices.len()).filter(|to| *to != of) {
-            if let Some(bytes) = self.step(of, Replica::inquire)? {
-                self.send(of, to, bytes)?;
-                self.exchange(of, to)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Everything between two devices arrives, with what is sent because of it.
-    fn exchange(&mut self, one: usize, other: usize) -> Done {
-        for _ in 0..MESSAGES_MAX {
-            while let Some(packet) = self.network.take_between(one, other) {
-                self.deliver(packet)?;
-            }
-            self.serve(one, other)?;
-            self.serve(other, one)?;
-            let Some(packet) = self.network.take_between(one, other) else { return Ok(()) };
-            self.deliver(packet)?;
-        }
-        Ok(())
-    }
-
-    fn hand_over(&mut self, of: usize, to: usize) -> Done {
-        if of != to && self.step(of, |replica| replica.grant(Device::key(to)))? == Some(true) {
-            self.counters.count("lead: granted");
-        }
-        self.observe(of)
-    }
-
-    fn reclaim(&mut self, of: usize) -> Done {
-        if self.step(of, Replica::reclaim)? == Some(true) {
-            self.counters.count("lead: reclaimed");
-        }
-        self.observe(of)
-    }
-
-    /// Something that is cut off, and may lose power with it.
-    fn crash_in(&mut self, of: usize, choice: u64) -> Done {
-        let what = choice / 9 % 9;
-        let places = match what {
-            // A round passes many places; what is confirmed at its end is to be cut off as often as what begins it.
-            4..=5 => 36,
-            // A single message, and a change of leader, pass few.
-            3 | 6..=8 => 3,
-            _ => 9,
-        };
-        crash_after(Some((choice / 81 % places) as u32));
-        let is_other = !(choice / 243).is_multiple_of(2);
-        let done = match what {
-            0 => {
-                let step = if is_other { Replica::rest } else { Replica::seal };
-                self.step(of, step).map(drop).and_then(|()| self.observe(of))
-            }
-            1 if is_other => self.cut_off_referral(of, (choice / 81 % 2) as u32),
-            1 => {
-                self.devices[of].crash();
-                self.wake(of)
-            }
-            2 if self.devices[of].replica.as_ref().is_some_and(Replica::is_unwinding) => {
-                self.unwind(of).map(drop)
-            }
-            2 | 3 => match self.network.take_for(of) {
-                Some(packet) => self.deliver(packet),
-                None => Ok(()),
-            },
-            4 | 5 => self.leader_of(of).and_then(|to| self.round(of, to)),
-            6 => self.take_over(of),
-            7 => self.hand_over(of, (of + 1) % self.devices.len()),
-            _ if is_other => self.cut_off_grant(of, (choice / 81 % places) as u32),
-            _ => self.reclaim(of),
-        };
-        crash_after(None);
-        done?;
-        if self.devices[of].replica.is_none() && (choice / 2000).is_multiple_of(3) {
-            return self.lose_power(of, choice / 6000);
-        }
-        self.wake(of)?;
-        self.observe(of)
-    }
-
-    /// Hands over to the next device, which is cut off when the grant arrives.
-    fn cut_off_grant(&mut self, of: usize, after: u32) -> Done {
-        crash_after(None);
-        let to = (of + 1) % self.devices.len();
-        self.round(to, of)?;
-        self.hand_over(of, to)?;
-        self.cut_off_at("grant", of, to, after)
-    }
-
-    /// Asks the next device to lead, which may say that it does not: cut off when that arrives.
-    fn cut_off_referral(&mut self, of: usize, after: u32) -> Done {
-        crash_after(None);
-        let to = (of + 1) % self.devices.len();
-        self.subscribe(of, to)?;
-        self.cut_off_at("not leader", to, of, after)
-    }
-
-    /// Everything between two devices arrives; with the first message of this kind something is cut off.
-    fn cut_off_at(&mut self, kind: &str, from: usize, to: usize, after: u32) -> Done {
-        for _ in 0..MESSAGES_MAX {
-            self.serve(from, to)?;
-            let Some(packet) = self.network.take_between(from, to) else { return Ok(()) };
-            if packet.to == to && replica::kind(&packet.bytes) == kind {
-                crash_after(Some(after));
-                return self.deliver(packet);
-            }
-            self.deliver(packet)?;
-        }
-        Ok(())
-    }
-
-    /// Makes a device's database an older state of itself, or another's.
-    fn replace(&mut self, of: usize, becomes: impl FnOnce(&mut [Device]) -> Result<bool, String>) -> Done {
-        if !becomes(&mut self.devices).map_err(|text| Broken::new("step", text))? {
-            return Ok(());
-        }
-        self.is_restored = true;
-        let has = std::mem::take(&mut self.views[of].has);
-        self.views[of] = View { may_lose: true, has, ..View::default() };
-        self.oracle.authors[of].memory += 1;
-        self.oracle.rewind(of, &[]);
-        self.wake(of)
-    }
-
-    fn lose_power(&mut self, of: usize, choice: u64) -> Done {
-        self.wake(of)?;
-        let lost = self.devices[of].lose_power(choice).map_err(|text| Broken::new("step", text))?;
-        if lost {
-            self.counters.count("power: commits were lost");
-            self.views[of].may_lose = true;
-            self.views[of].local = None;
-            let outbox = self.devices[of].outbox().map_err(|e| failed(of, "losing power", &e))?;
-            self.oracle.rewind(of, &outbox);
-        }
-        self.wake(of)
     }
 }
 

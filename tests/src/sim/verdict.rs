@@ -6,9 +6,10 @@
 
 use super::{
     Broken, Done, Simulation,
-    check::{record_name, sql},
+    check::sql,
     mirror::{self, Entry},
     oracle::Oracle,
+    tell::record_name,
     workload::TABLES,
 };
 
@@ -88,7 +89,7 @@ pub fn of(log: &[Entry]) -> (Vec<Verdict>, Vec<Letter>) {
         }
         let before = verdicts.len();
         for lost in &entry.conflicts {
-            let of = (lost.open).then(|| (&entry.record, &entry.device, lost.field.as_str()));
+            let of = lost.open.then_some((&entry.record, &entry.device, lost.field.as_str()));
             // Who writes again has given up what waits of it.
             for (earlier, was) in verdicts[..before].iter_mut().zip(&open) {
                 if of.is_some() && *was == of && earlier.decided.is_none() && earlier.superseded.is_none() {
