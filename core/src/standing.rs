@@ -256,22 +256,28 @@ impl<'c> Known<'c> {
     }
 
     /// Whether a decision is about what is decided already, or about a conflict whose record was written since by somebody
-    /// whose change the person had not seen: then it goes on waiting, and is shown as it is now.
+    /// whose change the person had not seen: then it goes on waiting, and is shown as it is now. About a conflict that the log
+    /// does not have, since the two met in another order, it is not: what was chosen is written like any other change.
     fn is_too_late(&self, tx: &Tx<'_>, decision: Decision) -> Result<bool, Error> {
-        let (sql, id) = match decision {
-            Decision::Resolves(id) => {
-                ("SELECT field FROM sync_conflict WHERE id = ?1 AND decided IS NULL", id)
-            }
+        let id = match decision {
+            Decision::Resolves(id) => id,
             Decision::Retries(id) | Decision::Discards(id) => {
-                ("SELECT '' FROM sync_dead_letter WHERE id = ?1 AND decided IS NULL", id)
+                let waits = "SELECT 1 FROM sync_dead_letter WHERE id = ?1 AND decided IS NULL";
+                return Ok(!tx.conn.prepare_cached(waits)?.exists([id.as_bytes()])?);
             }
         };
-        let field: Option<String> =
-            tx.conn.prepare_cached(sql)?.query_row([id.as_bytes()], |row| row.get(0)).optional()?;
-        let Some(field) = field else { return Ok(true) };
-        if !matches!(decision, Decision::Resolves(_)) {
-            return Ok(false);
-        }
+        let found: Option<(String, bool)> = tx
+            .conn
+            .prepare_cached(
+                "SELECT field, decided IS NOT NULL FROM sync_conflict WHERE id = ?1 ORDER BY decided IS NOT NULL LIMIT 1",
+            )?
+            .query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let field = match found {
+            None => return Ok(false),
+            Some((_, true)) => return Ok(true),
+            Some((field, false)) => field,
+        };
         let model = tx.models.iter().find(|m| m.descriptor.id == self.change.shape.model);
         let at = model.and_then(|m| m.shape.fields.iter().position(|f| *f == field));
         let touches = |did: &Did| match (did, at) {

@@ -12,7 +12,7 @@ use tidelog_tests::sim::{
     schedule::{
         Event::{
             self, BackUp, Batches, CopyTo, CrashIn, Cut, Decide, Deliver, Double, HandOver, Inquire, Lose,
-            LosePower, Mend, Push, Restore, Round, Seal, Subscribe, TakeOver, Write,
+            LosePower, Mend, Push, Reclaim, Restore, Round, Seal, Subscribe, TakeOver, Write,
         },
         Schedule,
     },
@@ -361,6 +361,13 @@ fn a_column_that_only_rises_is_what_a_person_says_where_nobody_else_has_written_
 fn a_leader_gives_up_what_it_was_refused_of_a_record_of_another() {
     let before = [Write(1, 502174861592), CrashIn(0, 179824449729), TakeOver(0), Write(0, 104527412609)];
     holds(10, 3, &[&before[..], &[Decide(0, 350457253301)]].concat());
+}
+
+#[test]
+fn what_a_person_chose_is_not_lost_where_the_two_met_in_another_order() {
+    let before = [Write(0, 612492923071), Write(1, 998347250827), HandOver(0, 1), Write(1, 1034521715164)];
+    let then = [CrashIn(1, 512221878371), Decide(1, 875322144313), Reclaim(0), Write(0, 439448314905)];
+    holds(438, 2, &[&before[..], &then, &[Decide(1, 902934340515)]].concat());
 }
 
 #[test]

@@ -109,6 +109,9 @@ pub fn of(log: &[Entry]) -> (Vec<Verdict>, Vec<Letter>) {
     (verdicts, letters)
 }
 
+/// How a decision about a conflict is counted that the log does not have.
+const OF_NONE: &str = "decision: of no conflict here";
+
 impl Oracle {
     /// Whether somebody whom the author of a change had not seen has written the field of its record, or the record.
     fn was_touched(
@@ -161,17 +164,21 @@ impl Simulation {
                 let is_idle = entry.authored.row.is_none()
                     && !entry.authored.is_nothing
                     && entry.record.as_ref().is_some_and(|record| !view.folded.contains_key(record));
-                if entry.refused.is_some() && !is_due
-                    || entry.refused.is_none() && !is_idle && ended(entry) != is_due
-                {
+                let is_known = of_it.clone().next().is_some();
+                let is_as_due = match entry.refused {
+                    Some(_) => is_due,
+                    None => is_idle || ended(entry) == is_due,
+                };
+                if is_known && !is_as_due {
                     return broken(format!("must {}end its conflict", if is_due { "" } else { "not " }));
                 }
-                match (waiting, of_it.count()) {
+                match waiting {
                     _ if entry.refused.is_some() => "decision: refused",
-                    (Some(_), _) if ended(entry) => "decision: conflict decided",
-                    (Some(_), _) => "decision: presented again",
-                    (None, 0) => "decision: of no conflict here",
-                    (None, _) => "decision: came second",
+                    Some(_) if ended(entry) => "decision: conflict decided",
+                    Some(_) => "decision: presented again",
+                    None if is_known => "decision: came second",
+                    // The two met in another order: it is a change like others, and what was chosen is not lost.
+                    None => OF_NONE,
                 }
             }
             Verb::Retries | Verb::Discards => {
@@ -191,22 +198,25 @@ impl Simulation {
             }
         };
         self.counters.count(counted);
-        let takes_effect = matches!(counted, "decision: conflict decided" | "decision: retried");
-        if counted == "decision: conflict decided" && entry.conflicts.is_empty() {
-            self.check_taken(entry, here)?;
+        let ends = matches!(counted, "decision: conflict decided" | OF_NONE);
+        if ends && entry.conflicts.is_empty() {
+            self.check_taken(of, entry, here)?;
         }
+        let takes_effect = ends || counted == "decision: retried";
         Ok(takes_effect && !entry.authored.is_nothing)
     }
 
-    /// A decision that stands has written what it says.
-    fn check_taken(&self, entry: &Entry, here: &str) -> Done {
+    /// Behind a decision that stands, the record is as it says.
+    fn check_taken(&self, of: usize, entry: &Entry, here: &str) -> Done {
         let Some(record) = entry.record.as_ref().filter(|_| !entry.authored.is_nothing) else {
             return Ok(());
         };
         let table = &TABLES[record.0];
-        let is_taken = match (&entry.authored.row, &entry.effect) {
-            (None, effect) => *effect == Some(None),
-            (Some(row), Some(Some(stands))) => (0..row.len()).all(|column| {
+        let before = self.views[of].folded.get(record);
+        let stands = entry.effect.as_ref().map_or(before, Option::as_ref);
+        let is_taken = match (&entry.authored.row, stands) {
+            (None, stands) => stands.is_none(),
+            (Some(row), Some(stands)) => (0..row.len()).all(|column| {
                 table.is_reduced(column)
                     || entry.authored.fields.as_ref().is_some_and(|fields| !fields.contains(&column))
                     || row[column] == stands[column]
