@@ -115,10 +115,10 @@ impl Simulation {
             let is_it = |actor: &Option<String>, record: Option<&mirror::Record>| {
                 actor.as_ref() == Some(&name.0) && record == Some(&name.1)
             };
-            let in_pending = pending.iter().find(|p| is_it(&p.actor, Some(&p.record))).map(|p| &p.authored);
+            let in_pending = pending.iter().find(|p| is_it(&p.name, Some(&p.record))).map(|p| &p.authored);
             let in_entries = entries
                 .iter()
-                .find(|e| e.n.is_some() && is_it(&e.actor, e.record.as_ref()))
+                .find(|e| e.n.is_some() && is_it(&e.name, e.record.as_ref()))
                 .map(|e| &e.authored);
             match in_pending.or(in_entries) {
                 Some(sealed) if *sealed == change.authored => {}
@@ -204,7 +204,7 @@ impl Simulation {
             let of_group = view.log.last().is_some_and(|last| last.group == entry.group);
             return Ok(view.causes.last().copied().flatten().filter(|_| of_group));
         }
-        let Some(id) = self.oracle.find(entry.actor.as_ref(), entry.record.as_ref()) else {
+        let Some(id) = self.oracle.find(entry.name.as_ref(), entry.record.as_ref()) else {
             let text = format!("{here} is a change that nobody made: {entry:?}");
             return Err(Broken::new("captured", text));
         };
@@ -269,7 +269,7 @@ impl Simulation {
     fn check_held(&mut self, of: usize, pending: Vec<Pending>, may_lose: bool) -> Done {
         let mut has = self.views[of].logged.clone();
         for change in &pending {
-            let Some(id) = self.oracle.find(change.actor.as_ref(), Some(&change.record)) else {
+            let Some(id) = self.oracle.find(change.name.as_ref(), Some(&change.record)) else {
                 let text = format!("device {of} has pending what nobody made: {change:?}");
                 return Err(Broken::new("captured", text));
             };

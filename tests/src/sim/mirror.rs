@@ -90,8 +90,10 @@ pub struct Entry {
     pub wrote: Option<Vec<usize>>,
     /// What its author made of the record.
     pub authored: Authored,
-    /// The transaction that it comes from; a decision by its group's tag, for nothing else names that.
+    /// The transaction that it comes from.
     pub actor: Option<String>,
+    /// What it is known by: that, or of a decision, which has none, the tag of its group.
+    pub name: Option<String>,
     /// Its atomic mark.
     pub mark: Option<String>,
     /// Who sealed it.
@@ -141,8 +143,8 @@ pub struct Pending {
     pub before: Option<Row>,
     /// Whether there was one.
     pub existed: bool,
-    /// The transaction, or the tag.
-    pub actor: Option<String>,
+    /// See [`Entry::name`].
+    pub name: Option<String>,
     /// Whether its row had to leave the table.
     pub is_blocked: bool,
     /// It decides about another.
@@ -274,9 +276,9 @@ fn id_at(row: &SqlRow<'_>, column: usize) -> rusqlite::Result<String> {
     Ok(uuid::Uuid::from_bytes(row.get(column)?).to_string())
 }
 
-/// What a change goes by: its transaction, or the tag of its group.
-fn actor_of(actor: Option<String>, tag: Option<i64>) -> Option<String> {
-    actor.or_else(|| tag.map(|tag| format!("tag {tag}")))
+/// See [`Entry::name`].
+fn name_of(actor: Option<&String>, tag: Option<i64>) -> Option<String> {
+    actor.cloned().or_else(|| tag.map(|tag| format!("tag {tag}")))
 }
 
 fn read_entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry> {
@@ -286,7 +288,7 @@ fn read_entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry> {
     let table = model.and_then(|name| Table::index(&name));
     let record =
         table.map(|table| Ok::<_, rusqlite::Error>((table, text_of(row.get_ref(7)?)))).transpose()?;
-    let data: Option<String> = row.get(11)?;
+    let (data, actor): (Option<String>, Option<String>) = (row.get(11)?, row.get(14)?);
     let names: Option<String> = row.get(10)?;
     let authored: Option<String> = row.get(12)?;
     let mut entry = Entry {
@@ -299,7 +301,8 @@ fn read_entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry> {
         effect: None,
         wrote: None,
         authored: Authored { row: None, fields: None, is_nothing: true },
-        actor: actor_of(row.get(14)?, row.get(20)?),
+        name: name_of(actor.as_ref(), row.get(20)?),
+        actor,
         mark: row.get(13)?,
         device: row.get(17)?,
         group: row.get::<_, Option<u64>>(18)?.unwrap_or(0),
@@ -382,7 +385,7 @@ pub fn pending(conn: &Connection) -> rusqlite::Result<Vec<Pending>> {
             record: (table, text_of(row.get_ref(1)?)),
             before: row.get::<_, Option<String>>(5)?.as_deref().map(|text| before(text, &authored)),
             existed: row.get(6)?,
-            actor: actor_of(row.get(7)?, row.get(12)?),
+            name: name_of(row.get::<_, Option<String>>(7)?.as_ref(), row.get(12)?),
             is_blocked: row.get(8)?,
             decides: row.get(9)?,
             identity: (row.get(10)?, row.get(11)?),

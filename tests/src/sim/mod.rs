@@ -344,7 +344,7 @@ impl Simulation {
     fn seen_on(&self, of: usize) -> Set {
         let mut seen = self.views[of].logged.clone();
         for pending in &self.views[of].pending {
-            if let Some(id) = self.oracle.find(pending.actor.as_ref(), Some(&pending.record)) {
+            if let Some(id) = self.oracle.find(pending.name.as_ref(), Some(&pending.record)) {
                 seen.insert(id);
             }
         }

@@ -225,9 +225,9 @@ impl Simulation {
             return Ok(());
         };
         let pending =
-            pending.iter().map(|p| (p.actor.as_ref(), &p.record, &p.authored, p.decides.as_ref(), false));
+            pending.iter().map(|p| (p.name.as_ref(), &p.record, &p.authored, p.decides.as_ref(), false));
         let entries = entries.iter().filter(|e| e.n.is_some()).filter_map(|e| {
-            Some((e.actor.as_ref(), e.record.as_ref()?, &e.authored, e.decides.as_ref(), e.is_dead()))
+            Some((e.name.as_ref(), e.record.as_ref()?, &e.authored, e.decides.as_ref(), e.is_dead()))
         });
         let is_new =
             |(actor, record): (Option<&String>, &Record)| self.oracle.find(actor, Some(record)).is_none();
@@ -292,7 +292,7 @@ impl Simulation {
             .filter(|(e, _)| e.n.is_some() && e.decides.is_some() && e.effect.is_some());
         let logged = logged.filter_map(|(_, cause)| *cause);
         let pending = view.pending.iter().filter(|p| p.decides.is_some());
-        let pending = pending.filter_map(|p| self.oracle.find(p.actor.as_ref(), Some(&p.record)));
+        let pending = pending.filter_map(|p| self.oracle.find(p.name.as_ref(), Some(&p.record)));
         logged.chain(pending).map(|id| self.oracle.added(id)).sum()
     }
 }

@@ -20,7 +20,7 @@ impl Simulation {
                     "  {} n {:?} {:?} {record:?} -> {:?} authored {:?} conflicts {:?} refused {:?}",
                     entry.seq,
                     entry.n,
-                    entry.actor,
+                    entry.name,
                     entry.effect,
                     entry.authored,
                     entry.conflicts,
