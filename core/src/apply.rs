@@ -8,29 +8,35 @@
 //!
 //! A part of a group that is larger than a batch is kept packed in `sync_incoming` until the group is whole.
 
+mod images;
+mod writer;
+
 use std::{
     collections::{HashMap, hash_map},
-    ops::RangeInclusive,
     sync::Arc,
 };
 
-use rusqlite::{CachedStatement, ErrorCode, OptionalExtension, params, params_from_iter};
+use rusqlite::{ErrorCode, OptionalExtension, params};
 
+use self::images::{Own, Settles, lasting, write_images, write_part};
+pub(crate) use self::{
+    images::Images,
+    writer::{LocalValues, Writer, Writers, put_back, step_out},
+};
 use crate::{
     entry::{Batch, Body, Change, Entry, EntryKind, Group, Shape},
     error::Error,
-    id::{OriginSeq, Position, Seq, Term},
+    id::{Position, Seq, Term},
     inject::{self, Safeguard},
     layout::LogRows,
     life,
     log::{self, Appender, Authors, LogReader},
-    overlay::{self, Layers, Overlay},
+    overlay,
     park::{self, Identity},
     pending,
     record::RecordId,
     seal,
-    sql::{Bound, bind, read_value},
-    store::{Mode, Model, Replica, RowSql, Tx, origin_of, origin_row},
+    store::{Mode, Replica, Tx, origin_of, origin_row},
     tree,
     value::Value,
     wire::Message,
@@ -145,102 +151,6 @@ pub(crate) enum Rows<'i> {
     AtTheEnd(&'i mut Images),
     /// All touched rows and those with pending changes step out first: for what met a constraint the other way.
     StepOutFirst,
-}
-
-/// What is written to the tables at the end of a transaction that applies several batches: of each record the last image.
-#[derive(Default)]
-pub(crate) struct Images {
-    /// In the order of their entries; `None` where a later one of the record has taken its place.
-    due: Vec<Option<Image>>,
-    /// Of each model and record, where in `due` it is.
-    places: HashMap<String, Places, foldhash::fast::RandomState>,
-    /// How many have been replaced.
-    given_up: usize,
-    has_pending: bool,
-    /// Something was deleted to which pending rows may refer.
-    deleted: bool,
-}
-
-type Places = HashMap<RecordId, usize, foldhash::fast::RandomState>;
-
-struct Image {
-    change: Change,
-    /// The record was changed before in the same transaction.
-    again: bool,
-}
-
-/// Images that wait for the end of their transaction.
-const IMAGES_MAX: usize = 8192;
-/// Places of images, those included that later ones have replaced.
-const PLACES_MAX: usize = 8 * IMAGES_MAX;
-
-impl Images {
-    /// Takes the batch's images; those that it replaces are forgotten. Of each record that a batch has several entries of,
-    /// one is enough.
-    fn take(&mut self, tx: &Tx<'_>, arrived: &mut Arrived, own: &Own, has_pending: bool) {
-        self.has_pending |= has_pending;
-        self.deleted |= deletes(&arrived.batch);
-        arrived.rows = LogRows::default();
-        for (entry, company) in arrived.batch.entries.drain(..).zip(arrived.company.drain(..)) {
-            let (seq, n) = (entry.seq, entry.n);
-            let Body::Change(change) = entry.body else { continue };
-            if !writes(tx, &change, company) {
-                continue;
-            }
-            let settles = own.settles(seq);
-            if settles.is_shown(tx, n, &change, company) && !self.know(&change) {
-                continue;
-            }
-            let records = match self.places.get_mut(&change.shape.model) {
-                Some(records) => records,
-                None => self.places.entry(change.shape.model.clone()).or_default(),
-            };
-            let (mut again, next) = (company.again || settles != Settles::Nothing, self.due.len());
-            match records.get_mut(&change.record) {
-                Some(place) => {
-                    if change.effect() == EntryKind::Noop
-                        && let Some(image) = &mut self.due[*place]
-                    {
-                        // What stands is that image's, whatever stood in the table until now.
-                        image.again = true;
-                        continue;
-                    }
-                    (self.due[*place], again) = (None, true);
-                    self.given_up += 1;
-                    *place = next;
-                }
-                None => {
-                    records.insert(change.record.clone(), next);
-                }
-            }
-            self.due.push(Some(Image { change, again }));
-        }
-    }
-
-    /// Whether an entry of the change's record was applied before in the transaction.
-    fn know(&self, change: &Change) -> bool {
-        self.places.get(&change.shape.model).is_some_and(|records| records.contains_key(&change.record))
-    }
-
-    /// Whether there is no place for more: places that were given up count as well, or they would grow with the batches.
-    fn is_full(&self) -> bool {
-        self.due.len() >= PLACES_MAX || self.due.len() - self.given_up >= IMAGES_MAX
-    }
-
-    /// Writes all, and begins anew.
-    pub(crate) fn write(&mut self, tx: &Tx<'_>) -> Result<(), Error> {
-        let Self { due, has_pending, deleted, .. } = std::mem::take(self);
-        let changes = due.iter().flatten().map(|image| (&image.change, image.again));
-        let blocked = write_images(tx, changes, has_pending)?;
-        if !has_pending {
-            return Ok(());
-        }
-        let mut brings_orphan = false;
-        for image in due.iter().flatten() {
-            brings_orphan = brings_orphan || refers_to_nothing(tx, &image.change)?;
-        }
-        make_sound(tx, &blocked, deleted, brings_orphan)
-    }
 }
 
 /// After images were written where something is pending: tries again what is blocked of their records, and sees to it that
@@ -591,46 +501,6 @@ fn settle(
     Ok(settled)
 }
 
-/// The groups of a batch, ascending, that show what was pending here until now.
-#[derive(Default)]
-struct Own(Vec<(RangeInclusive<Seq>, Settles)>);
-
-/// How much of what was pending here an entry's group settles. What stood in the tables of it may have lain over other pending
-/// changes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Settles {
-    Nothing,
-    Some,
-    /// All its changes were pending here, before all others, and they stood in the tables.
-    All,
-}
-
-impl Own {
-    fn settles(&self, seq: Seq) -> Settles {
-        let at = self.0.partition_point(|(group, _)| *group.end() < seq);
-        self.0
-            .get(at)
-            .filter(|(group, _)| group.contains(&seq))
-            .map_or(Settles::Nothing, |(_, settles)| *settles)
-    }
-}
-
-impl Settles {
-    /// Whether the table shows the record as it is with an entry of such a group: its change stood there with all that is
-    /// pending behind it, over what the log said before; and it came to the very row that its author made, by writing the very
-    /// fields. The `company` tells of what was there before it and was not written.
-    fn is_shown(self, tx: &Tx<'_>, n: Option<OriginSeq>, change: &Change, company: Company) -> bool {
-        self == Self::All
-            && n.is_some()
-            && !company.again
-            && change.kind == EntryKind::Upsert
-            && change.effect() == EntryKind::Upsert
-            && change.written() == change.fields.as_deref()
-            && change.row_after() == change.row
-            && !overlay::adds_up(tx, change)
-    }
-}
-
 /// What appending a batch came to.
 struct Appended {
     /// The top of the log.
@@ -694,15 +564,6 @@ fn write_stepping_out(
     put_back(tx, kept)
 }
 
-/// Gives rows that stepped out and came back the values of their local columns.
-pub(crate) fn put_back(tx: &Tx<'_>, kept: LocalValues) -> Result<(), Error> {
-    for ((model, _), (key, values)) in kept {
-        let sql = tx.models[model].sql.update_local.as_deref().unwrap_or_default();
-        tx.conn.prepare_cached(sql)?.execute(params_from_iter(values.iter().chain(&key).map(Bound)))?;
-    }
-    Ok(())
-}
-
 /// Whether it may take rows away: a change without effect may have stood in its table until now.
 fn deletes(batch: &Batch) -> bool {
     let may = |entry: &Entry| matches!(entry.body.kind(), EntryKind::Delete | EntryKind::Noop);
@@ -755,75 +616,6 @@ fn explain(tx: &Tx<'_>, error: Error) -> Error {
     }
 }
 
-/// Values of local columns of rows that stepped out, by model and record: key, values.
-pub(crate) type LocalValues = HashMap<(usize, RecordId), (Vec<Value>, Vec<Value>)>;
-
-/// Writes a part's images: of each record the last. Those that show what was pending may have lain over what still is: they
-/// count as changed before. Records of which something is blocked are returned.
-fn write_part(tx: &Tx<'_>, part: &Arrived, own: &Own, has_pending: bool) -> Result<Vec<Change>, Error> {
-    let images = lasting(tx, part).filter_map(|(entry, change, company)| {
-        let settles = own.settles(entry.seq);
-        let is_shown = settles.is_shown(tx, entry.n, change, *company);
-        (!is_shown).then_some((change, company.again || settles != Settles::Nothing))
-    });
-    write_images(tx, images, has_pending)
-}
-
-/// The entries of a part whose images no later one of it replaces.
-fn lasting<'p>(
-    tx: &'p Tx<'_>,
-    part: &'p Arrived,
-) -> impl Iterator<Item = (&'p Entry, &'p Change, &'p Company)> {
-    part.batch.entries.iter().zip(&part.company).filter_map(|(entry, company)| match &entry.body {
-        Body::Change(change) if writes(tx, change, *company) => Some((entry, change, company)),
-        _ => None,
-    })
-}
-
-/// Whether a change of a batch has an image to be written.
-fn writes(tx: &Tx<'_>, change: &Change, company: Company) -> bool {
-    !company.replaced && (change.effect() != EntryKind::Noop || !has_other_key(tx, change))
-}
-
-/// Writes images, with what is pending laid over them. Of each, whether its record was changed before in the same go.
-fn write_images<'i>(
-    tx: &Tx<'_>,
-    images: impl Iterator<Item = (&'i Change, bool)>,
-    has_pending: bool,
-) -> Result<Vec<Change>, Error> {
-    let mut blocked = Vec::new();
-    let (mut writers, mut overlay) = (Writers::default(), Overlay::default());
-    // What these very entries settled does not lie over them any more.
-    let lies_over = has_pending && pending::is_any(tx.conn)?;
-    for (change, again) in images {
-        // A model that this release does not have stays in the log until one has it.
-        let Some(writer) = writers.of(tx, &change.shape)? else { continue };
-        let layers = if lies_over { overlay.layers(tx, change)? } else { Layers::default() };
-        if !again && layers.hide(tx, change) {
-            continue;
-        }
-        // An entry without effect may be of a change that stood in this table until now.
-        let logged = match change.effect() {
-            EntryKind::Noop => Some(overlay.logged(tx, change)?),
-            _ => None,
-        };
-        let image = logged.as_ref().unwrap_or(change);
-        if layers.are_blocked() {
-            // Whether it fits now is tried when all is written.
-            writer.replace(image)?;
-            blocked.push(overlay::key_of(change));
-            continue;
-        }
-        match layers.over(tx, image)? {
-            Some(overlaid) => writer.replace(&overlaid)?,
-            // What this device made itself is here already, and so may be what was deleted and is there again.
-            None if logged.is_some() || has_pending || again => writer.replace(image)?,
-            None => writer.write(image)?,
-        }
-    }
-    Ok(blocked)
-}
-
 /// Takes all rows of a part out of their tables, keeping what is local.
 fn step_out_all(tx: &Tx<'_>, part: &Arrived, kept: &mut LocalValues) -> Result<(), Error> {
     let mut writers = Writers::default();
@@ -846,20 +638,6 @@ fn write_last(tx: &Tx<'_>, part: &Arrived) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether the change was refused for what no table here could show: its records have another key.
-fn has_other_key(tx: &Tx<'_>, change: &Change) -> bool {
-    let model = tx.models.iter().find(|m| m.descriptor.id == change.shape.model);
-    model.is_some_and(|model| !change.shape.has_key_of(&model.shape))
-}
-
-/// Takes a record's row out of its table, keeping what is local.
-pub(crate) fn step_out(tx: &Tx<'_>, change: &Change, kept: &mut LocalValues) -> Result<(), Error> {
-    match Writer::new(tx, &change.shape)? {
-        Some(mut writer) => writer.step_out(tx, change, kept),
-        None => Ok(()),
-    }
-}
-
 /// Whether the log has a later entry of the record.
 fn is_replaced(tx: &Tx<'_>, seq: Seq, change: &Change) -> Result<bool, Error> {
     let mut later = tx.conn.prepare_cached(
@@ -867,115 +645,4 @@ fn is_replaced(tx: &Tx<'_>, seq: Seq, change: &Change) -> Result<bool, Error> {
             AND model = (SELECT id FROM sync_model WHERE name = ?1) LIMIT 1",
     )?;
     Ok(later.exists(params![change.shape.model, change.record, seq.0])?)
-}
-
-/// The writers of the shapes that were met.
-#[derive(Default)]
-pub(crate) struct Writers<'c>(Vec<(Arc<Shape>, Option<Writer<'c>>)>);
-
-impl<'c> Writers<'c> {
-    /// That of a shape; `None` for a model that this release does not have.
-    pub(crate) fn of(&mut self, tx: &Tx<'c>, shape: &Arc<Shape>) -> Result<Option<&mut Writer<'c>>, Error> {
-        let same = |(met, _): &(Arc<Shape>, _)| Arc::ptr_eq(met, shape);
-        let met = self.0.iter().position(same).or_else(|| self.0.iter().position(|(met, _)| *met == *shape));
-        let at = match met {
-            Some(at) => at,
-            None => {
-                self.0.push((Arc::clone(shape), Writer::new(tx, shape)?));
-                self.0.len() - 1
-            }
-        };
-        Ok(self.0[at].1.as_mut())
-    }
-}
-
-/// Writes rows of one shape into its table.
-pub(crate) struct Writer<'c> {
-    index: usize,
-    model: &'c Model,
-    insert: CachedStatement<'c>,
-    upsert: CachedStatement<'c>,
-    delete: CachedStatement<'c>,
-    /// For each of the table's fields, where it is in the sent row; `None`: the model's fill.
-    map: Option<Vec<Option<usize>>>,
-    key: Vec<usize>,
-}
-
-impl<'c> Writer<'c> {
-    /// `None` for a model that this release does not have.
-    pub(crate) fn new(tx: &Tx<'c>, shape: &Arc<Shape>) -> Result<Option<Self>, Error> {
-        let Some(index) = tx.models.iter().position(|m| m.descriptor.id == shape.model) else {
-            return Ok(None);
-        };
-        let model = &tx.models[index];
-        let RowSql { insert, upsert, delete, .. } = &model.sql;
-        let map = (model.shape != *shape)
-            .then(|| model.shape.fields.iter().map(|f| shape.fields.iter().position(|s| s == f)).collect());
-        if !shape.has_key_of(&model.shape) {
-            return Err(Error::Table {
-                model: shape.model.clone(),
-                table: model.descriptor.table.clone(),
-                reason: "its rows come from a device where it has another key".to_owned(),
-                remedy: "Bring both devices to the same release of the application".to_owned(),
-            });
-        }
-        let key = shape.key.clone();
-        let prepare = |sql: &'c str| tx.conn.prepare_cached(sql);
-        let (insert, upsert, delete) = (prepare(insert)?, prepare(upsert)?, prepare(delete)?);
-        Ok(Some(Self { index, model, insert, upsert, delete, map, key }))
-    }
-
-    /// Makes the record in the table what the change's entry leaves of it.
-    fn write(&mut self, change: &Change) -> Result<(), Error> {
-        // A record that is here all the same meets a constraint, and the batch is written the other way.
-        self.put(change, !change.existed && change.outcome.is_none())
-    }
-
-    /// [`Writer::write`], whatever is there.
-    pub(crate) fn replace(&mut self, change: &Change) -> Result<(), Error> {
-        self.put(change, false)
-    }
-
-    fn put(&mut self, change: &Change, is_new: bool) -> Result<(), Error> {
-        if change.effect() == EntryKind::Delete {
-            self.delete.execute(params_from_iter(self.key.iter().map(|&i| Bound(&change.row[i]))))?;
-            return Ok(());
-        }
-        let statement = if is_new { &mut self.insert } else { &mut self.upsert };
-        let row = change.row_after();
-        match &self.map {
-            None => {
-                for (i, value) in row.iter().enumerate() {
-                    statement.raw_bind_parameter(i + 1, Bound(value))?;
-                }
-            }
-            Some(map) => {
-                for (i, from) in map.iter().enumerate() {
-                    let value = bind(from.map_or(&self.model.fills[i], |from| &row[from]));
-                    statement.raw_bind_parameter(i + 1, rusqlite::types::ToSqlOutput::Borrowed(value))?;
-                }
-            }
-        }
-        statement.raw_execute()?;
-        Ok(())
-    }
-
-    fn step_out(&mut self, tx: &Tx<'_>, change: &Change, kept: &mut LocalValues) -> Result<(), Error> {
-        let key: Vec<Value> = self.key.iter().map(|&i| change.row[i].clone()).collect();
-        if let Some(select) = &self.model.sql.select_local {
-            let count = self.model.descriptor.local.len();
-            let local = tx
-                .conn
-                .prepare_cached(select)?
-                .query_row(params_from_iter(key.iter().map(Bound)), |row| {
-                    (0..count).map(|i| Ok(read_value(row.get_ref(i)?))).collect::<Result<Vec<_>, _>>()
-                })
-                .optional()?;
-            if let Some(local) = local {
-                kept.insert((self.index, change.record.clone()), (key.clone(), local));
-            }
-        }
-        self.delete.execute(params_from_iter(key.iter().map(Bound)))?;
-        Ok(())
-    }
 }

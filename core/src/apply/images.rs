@@ -1,0 +1,229 @@
+//! Images: what a batch leaves of its records, written to their tables as it comes or once for several batches, with what is
+//! pending here laid over.
+
+use std::{collections::HashMap, ops::RangeInclusive};
+
+use super::{Arrived, Company, deletes, make_sound, refers_to_nothing, writer::Writers};
+use crate::{
+    entry::{Body, Change, Entry, EntryKind},
+    error::Error,
+    id::{OriginSeq, Seq},
+    layout::LogRows,
+    overlay::{self, Layers, Overlay},
+    pending,
+    record::RecordId,
+    store::Tx,
+};
+
+/// What is written to the tables at the end of a transaction that applies several batches: of each record the last image.
+#[derive(Default)]
+pub(crate) struct Images {
+    /// In the order of their entries; `None` where a later one of the record has taken its place.
+    due: Vec<Option<Image>>,
+    /// Of each model and record, where in `due` it is.
+    places: HashMap<String, Places, foldhash::fast::RandomState>,
+    /// How many have been replaced.
+    given_up: usize,
+    has_pending: bool,
+    /// Something was deleted to which pending rows may refer.
+    deleted: bool,
+}
+
+type Places = HashMap<RecordId, usize, foldhash::fast::RandomState>;
+
+struct Image {
+    change: Change,
+    /// The record was changed before in the same transaction.
+    again: bool,
+}
+
+/// Images that wait for the end of their transaction.
+const IMAGES_MAX: usize = 8192;
+/// Places of images, those included that later ones have replaced.
+const PLACES_MAX: usize = 8 * IMAGES_MAX;
+
+impl Images {
+    /// Takes the batch's images; those that it replaces are forgotten. Of each record that a batch has several entries of,
+    /// one is enough.
+    pub(super) fn take(&mut self, tx: &Tx<'_>, arrived: &mut Arrived, own: &Own, has_pending: bool) {
+        self.has_pending |= has_pending;
+        self.deleted |= deletes(&arrived.batch);
+        arrived.rows = LogRows::default();
+        for (entry, company) in arrived.batch.entries.drain(..).zip(arrived.company.drain(..)) {
+            let (seq, n) = (entry.seq, entry.n);
+            let Body::Change(change) = entry.body else { continue };
+            if !writes(tx, &change, company) {
+                continue;
+            }
+            let settles = own.settles(seq);
+            if settles.is_shown(tx, n, &change, company) && !self.know(&change) {
+                continue;
+            }
+            let records = match self.places.get_mut(&change.shape.model) {
+                Some(records) => records,
+                None => self.places.entry(change.shape.model.clone()).or_default(),
+            };
+            let (mut again, next) = (company.again || settles != Settles::Nothing, self.due.len());
+            match records.get_mut(&change.record) {
+                Some(place) => {
+                    if change.effect() == EntryKind::Noop
+                        && let Some(image) = &mut self.due[*place]
+                    {
+                        // What stands is that image's, whatever stood in the table until now.
+                        image.again = true;
+                        continue;
+                    }
+                    (self.due[*place], again) = (None, true);
+                    self.given_up += 1;
+                    *place = next;
+                }
+                None => {
+                    records.insert(change.record.clone(), next);
+                }
+            }
+            self.due.push(Some(Image { change, again }));
+        }
+    }
+
+    /// Whether an entry of the change's record was applied before in the transaction.
+    pub(super) fn know(&self, change: &Change) -> bool {
+        self.places.get(&change.shape.model).is_some_and(|records| records.contains_key(&change.record))
+    }
+
+    /// Whether there is no place for more: places that were given up count as well, or they would grow with the batches.
+    pub(super) fn is_full(&self) -> bool {
+        self.due.len() >= PLACES_MAX || self.due.len() - self.given_up >= IMAGES_MAX
+    }
+
+    /// Writes all, and begins anew.
+    pub(crate) fn write(&mut self, tx: &Tx<'_>) -> Result<(), Error> {
+        let Self { due, has_pending, deleted, .. } = std::mem::take(self);
+        let changes = due.iter().flatten().map(|image| (&image.change, image.again));
+        let blocked = write_images(tx, changes, has_pending)?;
+        if !has_pending {
+            return Ok(());
+        }
+        let mut brings_orphan = false;
+        for image in due.iter().flatten() {
+            brings_orphan = brings_orphan || refers_to_nothing(tx, &image.change)?;
+        }
+        make_sound(tx, &blocked, deleted, brings_orphan)
+    }
+}
+
+/// The groups of a batch, ascending, that show what was pending here until now.
+#[derive(Default)]
+pub(super) struct Own(pub(super) Vec<(RangeInclusive<Seq>, Settles)>);
+
+/// How much of what was pending here an entry's group settles. What stood in the tables of it may have lain over other pending
+/// changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Settles {
+    Nothing,
+    Some,
+    /// All its changes were pending here, before all others, and they stood in the tables.
+    All,
+}
+
+impl Own {
+    fn settles(&self, seq: Seq) -> Settles {
+        let at = self.0.partition_point(|(group, _)| *group.end() < seq);
+        self.0
+            .get(at)
+            .filter(|(group, _)| group.contains(&seq))
+            .map_or(Settles::Nothing, |(_, settles)| *settles)
+    }
+}
+
+impl Settles {
+    /// Whether the table shows the record as it is with an entry of such a group: its change stood there with all that is
+    /// pending behind it, over what the log said before; and it came to the very row that its author made, by writing the very
+    /// fields. The `company` tells of what was there before it and was not written.
+    fn is_shown(self, tx: &Tx<'_>, n: Option<OriginSeq>, change: &Change, company: Company) -> bool {
+        self == Self::All
+            && n.is_some()
+            && !company.again
+            && change.kind == EntryKind::Upsert
+            && change.effect() == EntryKind::Upsert
+            && change.written() == change.fields.as_deref()
+            && change.row_after() == change.row
+            && !overlay::adds_up(tx, change)
+    }
+}
+
+/// Writes a part's images: of each record the last. Those that show what was pending may have lain over what still is: they
+/// count as changed before. Records of which something is blocked are returned.
+pub(super) fn write_part(
+    tx: &Tx<'_>,
+    part: &Arrived,
+    own: &Own,
+    has_pending: bool,
+) -> Result<Vec<Change>, Error> {
+    let images = lasting(tx, part).filter_map(|(entry, change, company)| {
+        let settles = own.settles(entry.seq);
+        let is_shown = settles.is_shown(tx, entry.n, change, *company);
+        (!is_shown).then_some((change, company.again || settles != Settles::Nothing))
+    });
+    write_images(tx, images, has_pending)
+}
+
+/// The entries of a part whose images no later one of it replaces.
+pub(super) fn lasting<'p>(
+    tx: &'p Tx<'_>,
+    part: &'p Arrived,
+) -> impl Iterator<Item = (&'p Entry, &'p Change, &'p Company)> {
+    part.batch.entries.iter().zip(&part.company).filter_map(|(entry, company)| match &entry.body {
+        Body::Change(change) if writes(tx, change, *company) => Some((entry, change, company)),
+        _ => None,
+    })
+}
+
+/// Whether a change of a batch has an image to be written.
+fn writes(tx: &Tx<'_>, change: &Change, company: Company) -> bool {
+    !company.replaced && (change.effect() != EntryKind::Noop || !has_other_key(tx, change))
+}
+
+/// Writes images, with what is pending laid over them. Of each, whether its record was changed before in the same go.
+pub(super) fn write_images<'i>(
+    tx: &Tx<'_>,
+    images: impl Iterator<Item = (&'i Change, bool)>,
+    has_pending: bool,
+) -> Result<Vec<Change>, Error> {
+    let mut blocked = Vec::new();
+    let (mut writers, mut overlay) = (Writers::default(), Overlay::default());
+    // What these very entries settled does not lie over them any more.
+    let lies_over = has_pending && pending::is_any(tx.conn)?;
+    for (change, again) in images {
+        // A model that this release does not have stays in the log until one has it.
+        let Some(writer) = writers.of(tx, &change.shape)? else { continue };
+        let layers = if lies_over { overlay.layers(tx, change)? } else { Layers::default() };
+        if !again && layers.hide(tx, change) {
+            continue;
+        }
+        // An entry without effect may be of a change that stood in this table until now.
+        let logged = match change.effect() {
+            EntryKind::Noop => Some(overlay.logged(tx, change)?),
+            _ => None,
+        };
+        let image = logged.as_ref().unwrap_or(change);
+        if layers.are_blocked() {
+            // Whether it fits now is tried when all is written.
+            writer.replace(image)?;
+            blocked.push(overlay::key_of(change));
+            continue;
+        }
+        match layers.over(tx, image)? {
+            Some(overlaid) => writer.replace(&overlaid)?,
+            // What this device made itself is here already, and so may be what was deleted and is there again.
+            None if logged.is_some() || has_pending || again => writer.replace(image)?,
+            None => writer.write(image)?,
+        }
+    }
+    Ok(blocked)
+}
+
+/// Whether the change was refused for what no table here could show: its records have another key.
+fn has_other_key(tx: &Tx<'_>, change: &Change) -> bool {
+    let model = tx.models.iter().find(|m| m.descriptor.id == change.shape.model);
+    model.is_some_and(|model| !change.shape.has_key_of(&model.shape))
+}
