@@ -70,6 +70,7 @@ fn a_stream_that_is_cancelled_in_mid_message_leaves_both_sides_sound_and_the_nex
         air.write_items(0, &format!("there{group}-"), 10, 60_000);
         air.write_items(1, &format!("here{group}-"), 10, 60_000);
     }
+    air.until("it is under way", |air| !air.is_level(0));
     // Whoever receives says that it reads no more, or whoever sends gives up.
     for round in 0..12_u64 {
         let (who, receives) = ((round % 2) as usize, round % 4 < 2);
