@@ -317,11 +317,9 @@ impl Pass {
             if let Body::Change(change) = &entry.body {
                 let image = change.before.as_deref().filter(|_| !lookup.has_entry);
                 appender.push_change(&entry, change, None, image)?;
-            }
-            if let Body::Change(change) = &entry.body
-                && park::concerns(change)
-            {
-                park::park(tx, &mut authors, Identity::of(group, Some(n)), group.device, seq, change)?;
+                if park::concerns(change) {
+                    park::park(tx, &mut authors, Identity::of(group, Some(n)), group.device, seq, change)?;
+                }
             }
             for change in derived {
                 seq = seq.next();

@@ -268,6 +268,11 @@ const TOGETHER_MAX: usize = 32;
 const TOGETHER_FOR: Duration = Duration::from_millis(40);
 const TOGETHER_ALONE: Duration = Duration::from_millis(200);
 
+/// Whether a transaction that has lasted so long takes more batches.
+fn has_time(taken: Duration, is_waited_for: bool) -> bool {
+    taken < if is_waited_for { TOGETHER_FOR } else { TOGETHER_ALONE }
+}
+
 /// What batches came to that were applied together.
 struct Together {
     /// The last that was looked at.
@@ -289,10 +294,6 @@ fn apply_together(
     let mut taken = Vec::new();
     let mut received = first;
     let gate = driver.gate();
-    let has_time = || {
-        let taken = began.elapsed();
-        taken < TOGETHER_FOR || (taken < TOGETHER_ALONE && !gate.is_waited_for())
-    };
     let applied = driver.transaction(|tx| {
         let (mut images, mut reached) = (Images::default(), None);
         loop {
@@ -306,7 +307,7 @@ fn apply_together(
             let goes_on = matches!(applied, Applied::To(_) | Applied::Staged(_))
                 && received.has_more_behind()
                 && taken.len() < TOGETHER_MAX
-                && has_time();
+                && has_time(began.elapsed(), gate.is_waited_for());
             match if goes_on { more() } else { None } {
                 Some(next) => received = next,
                 None => {
@@ -531,5 +532,19 @@ impl Following {
                 End::Lost(text)
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_taken_together_for_longer_where_nobody_waits_and_never_without_end() {
+        let moment = Duration::from_nanos(1);
+        for (is_waited_for, most) in [(true, TOGETHER_FOR), (false, TOGETHER_ALONE)] {
+            assert!(has_time(most - moment, is_waited_for));
+            assert!(!has_time(most, is_waited_for));
+        }
     }
 }

@@ -227,3 +227,31 @@ impl Wake for Unpark {
         self.0.unpark();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "in a test, a failure is a panic")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_waited_for_as_long_as_somebody_does_and_not_when_his_patience_or_he_has_ended() {
+        let gate = Arc::new(WriteGate::new());
+        let turn = gate.acquire(Duration::ZERO).await.unwrap();
+        assert!(!gate.is_waited_for(), "who holds the turn does not wait");
+        assert!(gate.acquire(Duration::ZERO).await.is_none() && !gate.is_waited_for());
+        let mut given_up = Box::pin(gate.acquire(Duration::from_secs(60)));
+        assert!(
+            tokio::time::timeout(Duration::ZERO, given_up.as_mut()).await.is_err() && gate.is_waited_for()
+        );
+        drop(given_up);
+        assert!(!gate.is_waited_for());
+        let waits = Arc::clone(&gate);
+        let waiting = thread::spawn(move || waits.acquire_blocking(Duration::from_secs(60)).is_some());
+        while !gate.is_waited_for() {
+            thread::yield_now();
+        }
+        drop(turn);
+        assert!(waiting.join().unwrap() && !gate.is_waited_for());
+    }
+}

@@ -40,7 +40,7 @@ pub(crate) struct LogRows {
     rows: Vec<Ends>,
 }
 
-/// Where the parts of a row end in the text; it begins where the one before it ends. What is not there is empty.
+/// Where a row begins in the text, and where its parts end. What is not there is empty.
 #[derive(Clone, Copy, Debug)]
 struct Ends {
     begin: usize,

@@ -97,12 +97,7 @@ impl Layers {
         {
             return false;
         }
-        let model = tx.models.iter().find(|m| m.descriptor.id == change.shape.model);
-        written.iter().all(|field| {
-            let name = &change.shape.fields[usize::from(*field)];
-            let own = model.and_then(|m| m.descriptor.fields.iter().find(|f| f.name == *name));
-            own.is_some_and(|own| own.reducer.is_none()) && self.0.iter().any(|layer| layer.lays(*field))
-        })
+        !adds_up(tx, change) && written.iter().all(|field| self.0.iter().any(|layer| layer.lays(*field)))
     }
 
     /// Whether the record's row had to leave its table: whether it fits now has to be tried.

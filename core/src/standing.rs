@@ -28,7 +28,7 @@ use crate::{
 pub(crate) struct Lookup {
     layouts: Layouts,
     authors: Authors,
-    /// Whether the log has an entry of the record that was looked up last.
+    /// Whether the log has an entry of the record that was looked up last; whoever asks may have looked nothing up.
     pub(crate) has_entry: bool,
 }
 
@@ -43,7 +43,6 @@ impl Lookup {
         change: &Change,
         sight: &Sight,
     ) -> Result<Option<Outcome>, Error> {
-        self.has_entry = false;
         let Some(model) = tx.models.iter().find(|m| m.descriptor.id == change.shape.model) else {
             // A model that this release does not have is kept and handed on.
             return Ok(None);

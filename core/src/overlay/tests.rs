@@ -80,24 +80,6 @@ impl Follower {
         self.take_as(group(self.top, changes.len()), changes);
     }
 
-    /// Applies batches of the leader's changes in one transaction.
-    fn take_together(&mut self, batches: &[Vec<Change>]) {
-        let mut top = self.top;
-        let applied = self.store.transaction(|tx| {
-            let mut images = Images::default();
-            for changes in batches {
-                let group = group(top, changes.len());
-                top = group.last;
-                let mut arrived = arrived(group, changes.clone());
-                let applied = apply(tx, LEAD, &mut arrived, &[], Rows::AtTheEnd(&mut images), None)?;
-                assert_eq!(applied, Applied::To(Position { term: LEAD, seq: top }));
-            }
-            images.write(tx)
-        });
-        applied.unwrap();
-        self.top = top;
-    }
-
     fn take_as(&mut self, group: Group, changes: Vec<Change>) {
         let last = group.last;
         let mut arrived = arrived(group, changes);
@@ -115,8 +97,10 @@ impl Follower {
         let applied = self.store.transaction(|tx| {
             let mut images = Images::default();
             for (group, changes) in batches {
+                let top = Position { term: LEAD, seq: group.last };
                 let mut arrived = arrived(group, changes);
-                apply(tx, LEAD, &mut arrived, &[], Rows::AtTheEnd(&mut images), None)?;
+                let applied = apply(tx, LEAD, &mut arrived, &[], Rows::AtTheEnd(&mut images), None)?;
+                assert_eq!(applied, Applied::To(top));
             }
             images.write(tx)
         });
@@ -219,6 +203,27 @@ fn answer(change: &mut Change, log: &mut Logged, whole: bool) {
 
 fn record_of(change: &Change) -> usize {
     change.record.to_string()[1..].parse().unwrap()
+}
+
+/// Dice of any number of sides that fall alike for a seed (xorshift64, Marsaglia 2003).
+fn dice(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed + 1);
+    move |sides| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) % sides
+    }
+}
+
+/// Batches of the leader's changes behind `top`, each a group.
+fn groups(mut top: Seq, batches: Vec<Vec<Change>>) -> Vec<(Group, Vec<Change>)> {
+    let next = |changes: Vec<Change>| {
+        let group = group(top, changes.len());
+        top = group.last;
+        (group, changes)
+    };
+    batches.into_iter().map(next).collect()
 }
 
 /// The leader's next group, of so many changes.
@@ -373,13 +378,7 @@ async fn what_is_written_under_a_pending_change_shows_when_that_goes_and_beside_
 #[tokio::test]
 async fn batches_in_one_transaction_leave_what_they_leave_one_by_one() {
     for seed in 0..24 {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed + 1);
-        let mut dice = |sides: u64| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) % sides
-        };
+        let mut dice = dice(seed);
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let mut single = Follower::open(folders[0].path()).await;
         let mut together = Follower::open(folders[1].path()).await;
@@ -407,7 +406,7 @@ async fn batches_in_one_transaction_leave_what_they_leave_one_by_one() {
         for batch in &after {
             single.take(batch.clone());
         }
-        together.take_together(&after);
+        together.take_all(groups(together.top, after), true);
         assert_eq!(single.notes(), together.notes(), "seed {seed}");
     }
 }
@@ -416,13 +415,7 @@ async fn batches_in_one_transaction_leave_what_they_leave_one_by_one() {
 async fn whatever_comes_back_the_table_shows_the_log_with_what_is_pending_laid_over() {
     let mut came_back_as_made = 0;
     for seed in 0..40 {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed + 1);
-        let mut dice = |sides: u64| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) % sides
-        };
+        let mut dice = dice(seed);
         let folder = tempfile::tempdir().unwrap();
         let mut follower = Follower::open(folder.path()).await;
         let mut log = Logged::default();
