@@ -37,7 +37,9 @@ mod decide;
 mod failover;
 mod follow;
 pub(crate) mod handover;
+mod incoming;
 pub(crate) mod inquire;
+mod outgoing;
 mod reclaim;
 mod serve;
 

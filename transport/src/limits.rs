@@ -63,6 +63,10 @@ pub const CONNECTION_WINDOW: u32 = 2 * STREAMS_ALLOWED * STREAM_WINDOW;
 /// Bytes sent on a connection and not yet confirmed; senders wait beyond it.
 pub const SEND_WINDOW: u64 = 4 << 20;
 
+/// Bytes that the system is asked to hold for the endpoint's socket, each way, while the process is busy with something else: as
+/// many as a channel's sender may be ahead. Linux grants no more than `net.core.rmem_max` and `wmem_max`.
+pub const SOCKET_BUFFER: usize = STREAM_WINDOW as usize;
+
 /// Largest first frame or answer, in bytes of payload; a longer one breaks the channel off.
 pub const CONTROL_MAX: usize = 1024;
 

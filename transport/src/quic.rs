@@ -35,8 +35,8 @@ use crate::{
     identity::Identity,
     limits::{
         ANSWER_TIMEOUT, CLOSE_TIMEOUT, CONNECTION_WINDOW, FRAME_TIMEOUT, HANDSHAKE_TIMEOUT,
-        HANDSHAKES_PENDING, IDLE_TIMEOUT, INITIAL_RTT, KEEP_ALIVE, SEND_WINDOW, SLOT_TIMEOUT, STREAM_WINDOW,
-        STREAMS_ALLOWED,
+        HANDSHAKES_PENDING, IDLE_TIMEOUT, INITIAL_RTT, KEEP_ALIVE, SEND_WINDOW, SLOT_TIMEOUT, SOCKET_BUFFER,
+        STREAM_WINDOW, STREAMS_ALLOWED,
     },
     peers::{Peer, Peers},
     preface::Versions,
@@ -342,6 +342,12 @@ fn open_socket(address: SocketAddr) -> io::Result<UdpSocket> {
         socket.set_only_v6(false)?;
     }
     socket.bind(&address.into())?;
+    // As much as the system grants: with less a burst is lost in part, and the sender takes the way for a narrow one.
+    for sized in [socket.set_recv_buffer_size(SOCKET_BUFFER), socket.set_send_buffer_size(SOCKET_BUFFER)] {
+        if let Err(error) = sized {
+            tracing::debug!(%error, "the socket keeps the buffers that the system gives it");
+        }
+    }
     Ok(socket.into())
 }
 

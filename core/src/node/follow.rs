@@ -1,7 +1,7 @@
 //! Following: one subscription at a time with whoever leads.
 //!
 //! A session opens a channel, says where this device stands, and hands every batch to the engine's `apply`. The
-//! channel is read and unpacked on a task of its own, a batch ahead of the one that is being applied. What was
+//! channel is read and unpacked on a task of its own ([`incoming`](super::incoming)), a batch ahead of the one that is being applied. What was
 //! applied is confirmed when it is durable, at most every [`CONFIRM_EVERY`].
 
 use std::{
@@ -10,23 +10,18 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
     time::Duration,
 };
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use rusqlite::Connection;
 use tokio::{
-    sync::{
-        broadcast,
-        mpsc::{self, error::TryRecvError},
-        oneshot, watch,
-    },
+    sync::{mpsc, oneshot, watch},
     task::{JoinError, JoinSet},
     time::{Instant, MissedTickBehavior, sleep_until, timeout, timeout_at},
 };
 
-use super::{Shared, is_a_copy};
+use super::{Shared, incoming::Incoming, is_a_copy, outgoing::Outgoing};
 use crate::{
     engine::{Driver, Pulse},
     entry::Run,
@@ -34,10 +29,10 @@ use crate::{
     following::{self, Begun, End, Following, Heard, NextPush, Pushes, Received, Unpacked},
     id::{DeviceId, Position, Seq, Term},
     reassign::{self, Admission, Grant},
-    status::{AppliedChange, Link},
+    status::Link,
     store::{self, Model},
     term,
-    transport::{Channel, MessageReceiver, MessageSender, TransportError},
+    transport::{Channel, TransportError},
     unwind::{Unwinding, Unwound},
     wire::Message,
 };
@@ -47,20 +42,9 @@ const CONFIRM_EVERY: Duration = Duration::from_millis(10);
 /// The same after a large batch, behind which more is likely: syncing beside the engine slows its writes.
 const CONFIRM_CATCHING_UP: Duration = Duration::from_millis(200);
 /// A leader that has not been heard of for this long is looked for again.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How long opening a channel may take.
 const OPEN_MAX: Duration = Duration::from_secs(10);
-/// Batches unpacked ahead of the one that is applied: some 11 MiB each, beside those that are being packed and freed.
-const AHEAD: usize = 1;
-/// A transaction that applies several batches waits for the next at most this long: for it to be unpacked.
-const COMES_AT_ONCE: Duration = Duration::from_millis(5);
-/// How often it looks meanwhile.
-const LOOK_EVERY: Duration = Duration::from_micros(200);
-/// Messages that may wait to be taken by the leader: pushes, and what is small beside them. The session waits with the next
-/// for [`SILENCE_MAX`], and then looks for the leader anew.
-const OUTGOING: usize = 16;
-/// How long the last message of a session may take to be sent.
-const LAST_MAX: Duration = Duration::from_secs(1);
 /// Devices that name each other as the leader are asked in turn this often without a pause.
 const REDIRECTS_MAX: u32 = 4;
 /// A leader is asked for a sign of life no more often than this.
@@ -309,19 +293,16 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
         Err(error) => return Ok(End::Lost(error.to_string())),
     };
     let Begun { subscribe, mut older, top } = shared.library.engine.step(following::subscribe).await?;
-    let (unpacked, inbox) = mpsc::channel(AHEAD);
-    let (outgoing, outbox) = mpsc::channel(OUTGOING);
     let mut tasks = JoinSet::new();
-    tasks.spawn(send_on(sender, outbox));
-    let mut sender = Sender { peer, outgoing };
+    let mut outgoing = Outgoing::open(&mut tasks, peer, sender);
     let mut arriving = Arriving { count: receiver.arriving(), before: 0 };
-    sender.send(&subscribe).await?;
-    tasks.spawn(unpack(receiver, shared.library.changes.clone(), unpacked));
+    outgoing.send(&subscribe).await?;
+    let incoming = Incoming::open(&mut tasks, receiver, shared.library.changes.clone());
     let mut session = Session {
         shared,
         following: Following::of(peer),
-        sender,
-        inbox: Inbox { receiver: inbox, put_back: None },
+        outgoing,
+        incoming,
         asked: Vec::new(),
         questions: 0,
         confirmed: top,
@@ -342,7 +323,7 @@ async fn session(shared: &Arc<Shared>, peer: DeviceId, questions: &mut Questions
         let confirm_at = session.confirm_at.unwrap_or_else(|| Instant::now() + SILENCE_MAX);
         tokio::select! {
             biased;
-            message = timeout_at(silent_at, session.inbox.next()) => match message {
+            message = timeout_at(silent_at, session.incoming.next()) => match message {
                 Ok(Some(Ok(unpacked))) => {
                     let end = match unpacked {
                         Unpacked::Entries(received) => {
@@ -414,126 +395,14 @@ impl Arriving {
     }
 }
 
-/// Sends beside the session: while a leader takes nothing, be it busy or gone, the session hears it, or misses it.
-struct Sender {
-    peer: DeviceId,
-    outgoing: mpsc::Sender<(Vec<u8>, Option<oneshot::Sender<()>>)>,
-}
-
-impl Sender {
-    async fn send(&mut self, message: &Message) -> Result<(), Error> {
-        self.queue(message.encode(), None).await
-    }
-
-    /// Returns when the message is on its way, or cannot be sent in time: for the last of a session.
-    async fn send_last(&mut self, message: &Message) -> Result<(), Error> {
-        let (sent, is_sent) = oneshot::channel();
-        self.queue(message.encode(), Some(sent)).await?;
-        // Lost on the way or not sent at all, it is told in other ways.
-        let _ = timeout(LAST_MAX, is_sent).await;
-        Ok(())
-    }
-
-    async fn queue(&mut self, message: Vec<u8>, sent: Option<oneshot::Sender<()>>) -> Result<(), Error> {
-        let Self { peer, outgoing } = self;
-        let queued = timeout(SILENCE_MAX, outgoing.send((message, sent))).await;
-        let broken = |reason: String| TransportError::Broken { peer: *peer, reason };
-        queued
-            .map_err(|_| broken(format!("it has taken nothing for {} s", SILENCE_MAX.as_secs())))?
-            .map_err(|_| broken("it takes nothing any more".to_owned()))?;
-        Ok(())
-    }
-
-    /// Whether all that was to be sent is on its way.
-    fn is_idle(&self) -> bool {
-        self.outgoing.capacity() == self.outgoing.max_capacity()
-    }
-}
-
-/// Sends what is to be sent, until the channel breaks, which the receiving half tells of too.
-async fn send_on(
-    mut sender: Box<dyn MessageSender>,
-    mut outbox: mpsc::Receiver<(Vec<u8>, Option<oneshot::Sender<()>>)>,
-) {
-    while let Some((message, sent)) = outbox.recv().await {
-        if let Err(error) = sender.send(message).await {
-            tracing::debug!(%error, "sending to a leader has ended");
-            return;
-        }
-        if let Some(sent) = sent {
-            // Who waited may have given up.
-            let _ = sent.send(());
-        }
-    }
-}
-
-/// Reads the channel and unpacks what comes, a little ahead of the session.
-async fn unpack(
-    mut receiver: Box<dyn MessageReceiver>,
-    changes: broadcast::Sender<AppliedChange>,
-    to: mpsc::Sender<Result<Unpacked, String>>,
-) {
-    loop {
-        let received = receiver.receive().await;
-        // A place first: what waits for one is small while it is packed.
-        let Ok(place) = to.reserve().await else { return };
-        let next = match received {
-            Ok(Some(bytes)) => Unpacked::of(bytes, &changes).map_err(|e| e.to_string()),
-            Ok(None) => return,
-            Err(error) => Err(error.to_string()),
-        };
-        let over = next.is_err();
-        place.send(next);
-        if over {
-            return;
-        }
-    }
-}
-
-/// What was unpacked and is to be taken.
-struct Inbox {
-    receiver: mpsc::Receiver<Result<Unpacked, String>>,
-    /// Was looked at, and is the next.
-    put_back: Option<Result<Unpacked, String>>,
-}
-
-impl Inbox {
-    async fn next(&mut self) -> Option<Result<Unpacked, String>> {
-        match self.put_back.take() {
-            Some(next) => Some(next),
-            None => self.receiver.recv().await,
-        }
-    }
-
-    /// The next, if it is there or comes at once and holds entries that were sent in this term. To be asked on a thread that
-    /// may wait.
-    fn entries_of(&mut self, lead: Term) -> Option<Box<Received>> {
-        let patience = std::time::Instant::now() + COMES_AT_ONCE;
-        let next = loop {
-            match self.put_back.take().map_or_else(|| self.receiver.try_recv(), Ok) {
-                Ok(next) => break next,
-                Err(TryRecvError::Empty) if std::time::Instant::now() < patience => thread::sleep(LOOK_EVERY),
-                Err(_) => return None,
-            }
-        };
-        match next {
-            Ok(Unpacked::Entries(received)) if received.lead() == lead => Some(received),
-            other => {
-                self.put_back = Some(other);
-                None
-            }
-        }
-    }
-}
-
 /// What reading a push has come to, on a task of its own.
 type ReadPush = Result<Result<Option<NextPush>, Error>, JoinError>;
 
 struct Session<'s> {
     shared: &'s Arc<Shared>,
     following: Following,
-    sender: Sender,
-    inbox: Inbox,
+    outgoing: Outgoing,
+    incoming: Incoming,
     /// Who waits for the leader's top.
     asked: Vec<(u64, oneshot::Sender<Position>)>,
     /// Number of the last question.
@@ -589,7 +458,7 @@ impl Session<'_> {
         };
         let Some(term) = self.shared.with_admission(take).await? else { return Ok(None) };
         tracing::info!(library = %self.shared.library.id, %term, from = %self.following.peer, "the lead was handed over to this device");
-        let _ = self.sender.send_last(&Message::Confirm { max_seen: term, position }).await;
+        let _ = self.outgoing.send_last(&Message::Confirm { max_seen: term, position }).await;
         self.shared.lead_on().await?;
         Ok(Some(End::NotLeader(None)))
     }
@@ -597,12 +466,12 @@ impl Session<'_> {
     /// Whether the leader is asked for a sign of life: more often than its heartbeat comes. Not while it has yet to take what it
     /// was asked before.
     fn probes(&self) -> bool {
-        self.shared.library.failover.is_some() && self.following.lead.is_some() && self.sender.is_idle()
+        self.shared.library.failover.is_some() && self.following.lead.is_some() && self.outgoing.is_idle()
     }
 
     async fn probe(&mut self) -> Result<(), Error> {
         self.questions += 1;
-        self.sender.send(&Message::Ask { number: self.questions }).await
+        self.outgoing.send(&Message::Ask { number: self.questions }).await
     }
 
     /// Asks for the leader's top, once for all that wait.
@@ -613,7 +482,7 @@ impl Session<'_> {
         while let Ok(question) = more.try_recv() {
             self.asked.push((number, question));
         }
-        self.sender.send(&Message::Ask { number }).await
+        self.outgoing.send(&Message::Ask { number }).await
     }
 
     async fn take(&mut self, message: Message, older: &mut Vec<Run>) -> Result<Option<End>, Error> {
@@ -637,7 +506,7 @@ impl Session<'_> {
                     let _ = question.send(position);
                 }
             }
-            Heard::Reply(message) => self.sender.send(&message).await?,
+            Heard::Reply(message) => self.outgoing.send(&message).await?,
             Heard::Pushed => return Ok(self.pushes.answered(self.following.peer)),
             Heard::End(end) => return Ok(Some(end)),
             Heard::Granted { lead, number, position } => {
@@ -676,7 +545,7 @@ impl Session<'_> {
         let Some(next) = read.map_err(|e| Error::Stopped { reason: e.to_string() })?? else { return Ok(()) };
         let message = self.pushes.sent(next);
         self.begin_pushing(self.pending_ends());
-        self.sender.queue(message, None).await
+        self.outgoing.send_packed(message).await
     }
 
     /// Waits for a step of the engine, and pushes meanwhile.
@@ -733,16 +602,14 @@ impl Session<'_> {
     /// Takes entries with those that are there behind them: more of the same records is likely.
     async fn take_together(&mut self, first: Box<Received>) -> Result<(Heard, Position), Error> {
         let (mut following, lead) = (self.following.clone(), first.lead());
-        let (_, nobody) = mpsc::channel(1);
-        let nothing = Inbox { receiver: nobody, put_back: None };
-        let mut inbox = std::mem::replace(&mut self.inbox, nothing);
+        let mut incoming = std::mem::replace(&mut self.incoming, Incoming::closed());
         let step = move |driver: &mut Driver| {
-            let done = following.take_together(driver, first, &mut || inbox.entries_of(lead))?;
-            Ok((done, following, inbox))
+            let done = following.take_together(driver, first, &mut || incoming.entries_of(lead))?;
+            Ok((done, following, incoming))
         };
         let done;
         let shared = self.shared;
-        (done, self.following, self.inbox) = self.pushing(shared.library.engine.step(step)).await?;
+        (done, self.following, self.incoming) = self.pushing(shared.library.engine.step(step)).await?;
         Ok(done)
     }
 
@@ -811,6 +678,6 @@ impl Session<'_> {
             self.confirm_at = Some(Instant::now() + CONFIRM_EVERY);
         }
         let (max_seen, position) = (self.following.lead.unwrap_or(Term::ZERO), self.confirmed);
-        self.sender.send(&Message::Confirm { max_seen, position }).await
+        self.outgoing.send(&Message::Confirm { max_seen, position }).await
     }
 }
