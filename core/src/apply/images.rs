@@ -18,12 +18,10 @@ use crate::{
 /// What is written to the tables at the end of a transaction that applies several batches: of each record the last image.
 #[derive(Default)]
 pub(crate) struct Images {
-    /// In the order of their entries; `None` where a later one of the record has taken its place.
-    due: Vec<Option<Image>>,
+    /// One of each record.
+    due: Vec<Image>,
     /// Of each model and record, where in `due` it is.
     places: HashMap<String, Places, foldhash::fast::RandomState>,
-    /// How many have been replaced.
-    given_up: usize,
     has_pending: bool,
     /// Something was deleted to which pending rows may refer.
     deleted: bool,
@@ -32,6 +30,8 @@ pub(crate) struct Images {
 type Places = HashMap<RecordId, usize, foldhash::fast::RandomState>;
 
 struct Image {
+    /// Of its entry: they are written in the order of the log.
+    seq: Seq,
     change: Change,
     /// The record was changed before in the same transaction.
     again: bool,
@@ -39,8 +39,6 @@ struct Image {
 
 /// Images that wait for the end of their transaction.
 const IMAGES_MAX: usize = 8192;
-/// Places of images, those included that later ones have replaced.
-const PLACES_MAX: usize = 8 * IMAGES_MAX;
 
 impl Images {
     /// Takes the batch's images; those that it replaces are forgotten. Of each record that a batch has several entries of,
@@ -63,25 +61,21 @@ impl Images {
                 Some(records) => records,
                 None => self.places.entry(change.shape.model.clone()).or_default(),
             };
-            let (mut again, next) = (company.again || settles != Settles::Nothing, self.due.len());
-            match records.get_mut(&change.record) {
-                Some(place) => {
-                    if change.effect() == EntryKind::Noop
-                        && let Some(image) = &mut self.due[*place]
-                    {
-                        // What stands is that image's, whatever stood in the table until now.
-                        image.again = true;
-                        continue;
+            match records.get(&change.record) {
+                Some(&place) => {
+                    let image = &mut self.due[place];
+                    image.again = true;
+                    // Of an entry without effect what stands is that image's, whatever stood in the table until now.
+                    if change.effect() != EntryKind::Noop {
+                        (image.seq, image.change) = (seq, change);
                     }
-                    (self.due[*place], again) = (None, true);
-                    self.given_up += 1;
-                    *place = next;
                 }
                 None => {
-                    records.insert(change.record.clone(), next);
+                    records.insert(change.record.clone(), self.due.len());
+                    let again = company.again || settles != Settles::Nothing;
+                    self.due.push(Image { seq, change, again });
                 }
             }
-            self.due.push(Some(Image { change, again }));
         }
     }
 
@@ -90,21 +84,23 @@ impl Images {
         self.places.get(&change.shape.model).is_some_and(|records| records.contains_key(&change.record))
     }
 
-    /// Whether there is no place for more: places that were given up count as well, or they would grow with the batches.
+    /// Whether there is no place for more.
     pub(super) fn is_full(&self) -> bool {
-        self.due.len() >= PLACES_MAX || self.due.len() - self.given_up >= IMAGES_MAX
+        self.due.len() >= IMAGES_MAX
     }
 
     /// Writes all, and begins anew.
     pub(crate) fn write(&mut self, tx: &Tx<'_>) -> Result<(), Error> {
         let Self { due, has_pending, deleted, .. } = std::mem::take(self);
-        let changes = due.iter().flatten().map(|image| (&image.change, image.again));
+        let mut due: Vec<&Image> = due.iter().collect();
+        due.sort_unstable_by_key(|image| image.seq);
+        let changes = due.iter().map(|image| (&image.change, image.again));
         let blocked = write_images(tx, changes, has_pending)?;
         if !has_pending {
             return Ok(());
         }
         let mut brings_orphan = false;
-        for image in due.iter().flatten() {
+        for image in due {
             brings_orphan = brings_orphan || refers_to_nothing(tx, &image.change)?;
         }
         make_sound(tx, &blocked, deleted, brings_orphan)
