@@ -162,7 +162,7 @@ fn find(conn: &Connection, (seq, id, decided): Head) -> Result<Found, Error> {
     let missing = || Error::Damaged(format!("dead letter {id} is of entry {seq}, which is none"));
     let (entry, group) = LogReader::default().change(conn, seq)?.ok_or_else(missing)?;
     let Body::Change(change) = entry.body else { return Err(missing()) };
-    let named = |fields: &Vec<u16>| {
+    let named = |fields: &[u16]| {
         fields.iter().filter_map(|&f| change.shape.fields.get(usize::from(f)).cloned()).collect()
     };
     let said = logged_before(conn, &mut Layouts::default(), &change, seq)?;
@@ -181,7 +181,7 @@ fn find(conn: &Connection, (seq, id, decided): Head) -> Result<Found, Error> {
         device: group.device,
         at: change.at,
         kind: if change.kind == EntryKind::Delete { ChangeKind::Delete } else { ChangeKind::Upsert },
-        changed: change.fields.as_ref().map(named),
+        changed: change.fields.as_deref().map(named),
         values: Row::in_shape(&change.shape, &change.row, (!is_upsert).then_some(&key)),
         base: match (&change.before, &change.fields) {
             (Some(before), Some(fields)) => Row::in_shape(&change.shape, before, Some(fields)),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use once_cell::sync::Lazy;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use uuid::Uuid;
 
 use crate::{
@@ -84,6 +85,9 @@ impl Shape {
     }
 }
 
+/// Indices of changed fields: mostly few, which take no memory of their own.
+pub(crate) type Fields = SmallVec<[u16; 8]>;
+
 /// A change to a record, and what came of it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Change {
@@ -96,7 +100,7 @@ pub(crate) struct Change {
     /// Whether the record existed before.
     pub(crate) existed: bool,
     /// Indices of the changed fields; `None` for all.
-    pub(crate) fields: Option<Vec<u16>>,
+    pub(crate) fields: Option<Fields>,
     /// The whole row after an upsert; the key's values, other fields NULL, for a deletion.
     pub(crate) row: Vec<Value>,
     /// The whole row before, where there was one and it is known.

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension, params, types::ValueRef};
 
 use crate::{
     capture::{json_names, names_from_json, write_names},
-    entry::{Body, Change, Entry, EntryKind, Shape},
+    entry::{Body, Change, Entry, EntryKind, Fields, Shape},
     error::Error,
     id::Seq,
     outcome,
@@ -183,7 +183,7 @@ pub(crate) fn model_row(conn: &Connection, model: &str) -> Result<i64, Error> {
 pub(crate) struct Layouts {
     met: HashMap<i64, Arc<Shape>, foldhash::fast::RandomState>,
     /// Changed fields as they were written, the latest last: neighbours mostly changed the same.
-    fields: Vec<(Arc<Shape>, Vec<u8>, Vec<u16>)>,
+    fields: Vec<(Arc<Shape>, Vec<u8>, Fields)>,
 }
 
 /// Lists of changed fields kept at hand.
@@ -202,10 +202,10 @@ impl Layouts {
         &mut self,
         shape: &Arc<Shape>,
         names: ValueRef<'_>,
-    ) -> Result<Option<Vec<u16>>, Error> {
+    ) -> Result<Option<Fields>, Error> {
         let ValueRef::Text(names) = names else { return Ok(None) };
         let is_this =
-            |(of, text, _): &&(Arc<Shape>, Vec<u8>, Vec<u16>)| text == names && Arc::ptr_eq(of, shape);
+            |(of, text, _): &&(Arc<Shape>, Vec<u8>, Fields)| text == names && Arc::ptr_eq(of, shape);
         if let Some((.., fields)) = self.fields.iter().rev().find(is_this) {
             return Ok(Some(fields.clone()));
         }
@@ -257,7 +257,7 @@ impl Shape {
         write_names(fields.iter().filter_map(|f| self.fields.get(usize::from(*f))), out);
     }
 
-    fn changed_fields(&self, names: &[u8]) -> Result<Vec<u16>, Error> {
+    fn changed_fields(&self, names: &[u8]) -> Result<Fields, Error> {
         let index = |name: &str| -> Result<u16, Error> {
             let at = self.fields.iter().position(|f| f == name).and_then(|i| u16::try_from(i).ok());
             at.ok_or_else(|| Error::Damaged(format!("changed field `{name}` is not in its row")))

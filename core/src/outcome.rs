@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    entry::{Change, EntryKind, Outcome, Shape},
+    entry::{Change, EntryKind, Fields, Outcome, Shape},
     error::Error,
     layout::Layouts,
     resolve::{Dropped, Effect, Loser},
@@ -119,9 +119,10 @@ pub(crate) fn from_json(text: &str, layouts: &mut Layouts, mut change: Change) -
         found.ok_or_else(|| damaged(format!("its row has no field `{name}`")))
     };
     let effect = match change.kind {
-        EntryKind::Upsert => {
-            Effect::Row { row: std::mem::take(&mut change.row), fields: change.fields.take() }
-        }
+        EntryKind::Upsert => Effect::Row {
+            row: std::mem::take(&mut change.row),
+            fields: change.fields.take().map(Fields::into_vec),
+        },
         EntryKind::Delete => Effect::Gone,
         _ => Effect::None,
     };
@@ -197,7 +198,7 @@ mod tests {
             record: "01010101-0101-0101-0101-010101010101".into(),
             kind,
             existed: true,
-            fields,
+            fields: fields.map(Into::into),
             row,
             before: None,
             stamp: 1,
@@ -218,7 +219,7 @@ mod tests {
             row[1..].fill(Value::Null);
         }
         let fields = change.written().map(<[u16]>::to_vec);
-        Change { kind, row, fields, before: None, outcome: None, ..change.clone() }
+        Change { kind, row, fields: fields.map(Into::into), before: None, outcome: None, ..change.clone() }
     }
 
     #[test]

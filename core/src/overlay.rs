@@ -12,7 +12,7 @@ use rusqlite::{params, params_from_iter};
 use crate::{
     apply::{LocalValues, Writer, is_constraint, put_back, step_out},
     capture,
-    entry::{Change, EntryKind, Shape},
+    entry::{Change, EntryKind, Fields, Shape},
     error::Error,
     layout::{Layouts, last_logged},
     pending,
@@ -46,7 +46,7 @@ struct Layer {
     shape: Arc<Shape>,
     kind: EntryKind,
     existed: bool,
-    fields: Option<Vec<u16>>,
+    fields: Option<Fields>,
     /// Its row had to leave the table.
     blocked: bool,
 }

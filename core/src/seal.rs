@@ -17,7 +17,7 @@ use crate::{
     adopt::{self, KIND_ADOPT},
     announce,
     apply::{Writer, is_constraint},
-    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Outcome, Seen},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Fields, Group, Outcome, Seen},
     error::Error,
     id::{DeviceId, OriginSeq, Position, Seq, Term},
     layout::{Layouts, Numbered, last_logged},
@@ -578,7 +578,7 @@ fn change_of(tx: &Tx<'_>, captured: &Captured, folded: Folded) -> Result<Option<
             let fields = match &before {
                 Some(before) if existed && !whole => {
                     let changed = (0..now.len()).filter(|&i| now[i] != before[i]);
-                    let changed: Vec<u16> = changed.filter_map(|i| u16::try_from(i).ok()).collect();
+                    let changed: Fields = changed.filter_map(|i| u16::try_from(i).ok()).collect();
                     if changed.is_empty() {
                         return Ok(None);
                     }

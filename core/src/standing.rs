@@ -65,7 +65,7 @@ impl Lookup {
         let own_shape = model.shape == change.shape;
         let arriving_row = known.in_fields_of(model, &change.shape, &change.row);
         let before = change.before.as_ref().map(|before| known.in_fields_of(model, &change.shape, before));
-        let fields = if own_shape { change.fields.clone() } else { Some(named_fields(model, change)) };
+        let fields = if own_shape { change.fields.clone() } else { Some(named_fields(model, change).into()) };
         let arriving = Arriving {
             by: author(tx, model, change, group, n)?,
             existed: change.existed,
@@ -133,7 +133,7 @@ fn came_as_made(change: &Change, resolution: &resolve::Resolution) -> bool {
         && match (&resolution.effect, change.kind) {
             (Effect::Gone, EntryKind::Delete) => true,
             (Effect::Row { row, fields }, EntryKind::Upsert) => {
-                *row == change.row && *fields == change.fields
+                *row == change.row && fields.as_deref() == change.fields.as_deref()
             }
             _ => false,
         }
@@ -227,7 +227,7 @@ impl<'c> Known<'c> {
             } else {
                 let layout = Arc::clone(lookup.layouts.get(tx.conn, layout)?);
                 let fields = lookup.layouts.fields(&layout, entry.get_ref(5)?)?;
-                fields.map_or(Did::All, |fields| Did::Fields(indices_in(shape, &layout, fields)))
+                fields.map_or(Did::All, |fields| Did::Fields(indices_in(shape, &layout, &fields)))
             };
             // Of its own origin all that is before it in the log: that is of its life. What a cascade did is seen by who has
             // seen what it came of, also within a group.
@@ -310,9 +310,9 @@ impl<'c> Known<'c> {
     }
 }
 
-fn indices_in(shape: &Arc<Shape>, layout: &Arc<Shape>, fields: Vec<u16>) -> Vec<u16> {
+fn indices_in(shape: &Arc<Shape>, layout: &Arc<Shape>, fields: &[u16]) -> Vec<u16> {
     if layout == shape {
-        return fields;
+        return fields.to_vec();
     }
     let name = |field: &u16| layout.fields.get(usize::from(*field));
     let place =

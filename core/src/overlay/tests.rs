@@ -196,7 +196,7 @@ fn answer(change: &mut Change, log: &mut Logged, whole: bool) {
     ];
     *stands = Some(after);
     if row != change.row || fields != change.fields {
-        let effect = resolve::Effect::Row { row, fields };
+        let effect = resolve::Effect::Row { row, fields: fields.map(crate::entry::Fields::into_vec) };
         change.outcome = Some(Box::new(crate::entry::Outcome { effect, dropped: Vec::new(), refused: None }));
     }
 }
@@ -287,8 +287,7 @@ fn random_batch(
                 Some(_) => (text, rank, count + 10),
                 None => (format!("new {batch}.{i}"), 0, 0),
             };
-            let mut change =
-                change(store, &next.0, next.1, next.2, Some(field.into_iter().collect::<Vec<_>>()));
+            let mut change = change(store, &next.0, next.1, next.2, Some(field.into_iter().collect()));
             let key = format!("n{record}");
             change.record = key.as_str().into();
             change.row[0] = Value::Text(key.into());
@@ -320,7 +319,7 @@ fn change(store: &Store, text: &str, rank: i64, count: i64, fields: Option<Vec<u
         record: "n".into(),
         kind: EntryKind::Upsert,
         existed: fields.is_some(),
-        fields,
+        fields: fields.map(Into::into),
         row,
         before: None,
         stamp: 1,

@@ -54,7 +54,7 @@ fn batch(after: Position, put: &[(&str, Option<&str>)]) -> Arrived {
             shape: Arc::clone(&shape),
             kind: EntryKind::Upsert,
             existed: after.seq > Seq(1),
-            fields: (after.seq > Seq(1)).then(|| vec![1]),
+            fields: (after.seq > Seq(1)).then(|| [1].into_iter().collect()),
             row,
             before: None,
             stamp: seq,

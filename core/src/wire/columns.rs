@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{Unreadable, follows, outcomes, outcomes::OutcomeHead};
 use crate::{
-    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Seen, Shape},
+    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Fields, Group, Seen, Shape},
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     life,
     log::BATCH_ENTRIES,
@@ -418,7 +418,7 @@ impl Columns {
                             {
                                 return Err(bad("a changed field does not exist"));
                             }
-                            Some(set.clone())
+                            Some(Fields::from_slice(set))
                         }
                     };
                     let readers = &mut readers[shape_index];
@@ -637,7 +637,7 @@ mod tests {
     /// The change with an outcome, and with what its changed fields held before.
     fn came_to(body: Body, outcome: Outcome) -> Body {
         let Body::Change(mut change) = body else { return body };
-        let count = change.fields.as_ref().map_or(0, Vec::len);
+        let count = change.fields.as_ref().map_or(0, |fields| fields.len());
         change.set_old_values(vec![Value::Null; count]);
         Body::Change(Change { outcome: Some(Box::new(outcome)), ..change })
     }
@@ -666,7 +666,7 @@ mod tests {
                 record: shape.record_id(&row),
                 kind,
                 existed: fields.is_some(),
-                fields,
+                fields: fields.map(Into::into),
                 row,
                 before: None,
                 stamp,

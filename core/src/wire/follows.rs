@@ -117,7 +117,7 @@ mod tests {
             record: shape.record_id(&row),
             kind: EntryKind::Upsert,
             existed: fields.is_some(),
-            fields,
+            fields: fields.map(Into::into),
             row,
             before: None,
             stamp: 1,

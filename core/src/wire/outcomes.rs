@@ -78,7 +78,7 @@ pub(super) fn take(
     }
     for index in with_old {
         let change = changes.get_mut(*index as usize).ok_or("an old value is of no change")?;
-        let count = change.fields.as_ref().map_or(0, Vec::len);
+        let count = change.fields.as_ref().map_or(0, |fields| fields.len());
         let old = (0..count).map(|_| spare.next()).collect::<Option<Vec<_>>>();
         let old = old.ok_or("an old value is missing")?;
         if !change.set_old_values(old) {
