@@ -182,6 +182,11 @@ pub(crate) fn is_any(conn: &Connection) -> Result<bool, Error> {
     Ok(conn.prepare_cached("SELECT 1 FROM sync_pending LIMIT 1")?.exists([])?)
 }
 
+/// How many changes are pending.
+pub(crate) fn count(conn: &Connection) -> Result<usize, Error> {
+    Ok(conn.prepare_cached("SELECT count(*) FROM sync_pending")?.query_row([], |row| row.get(0))?)
+}
+
 /// Whether the row of a pending change had to leave its table.
 pub(crate) fn is_any_blocked(conn: &Connection) -> Result<bool, Error> {
     Ok(conn.prepare_cached("SELECT 1 FROM sync_pending WHERE state = 'blocked' LIMIT 1")?.exists([])?)

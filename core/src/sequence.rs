@@ -7,7 +7,9 @@
 //! unique value, say, could not be taken one after the other. So the rows that a batch is about are first written as the log
 //! has them, and after the batch with what is still pending laid over, all in one transaction. Where that is not enough,
 //! because others are in the way too, the batch is taken again with all of pending out of the tables; and at once like that
-//! where what else is pending hides rows of the log by which the batch is to be judged.
+//! where what else is pending hides rows of the log by which the batch is to be judged. Once all of it is out, as many batches
+//! follow in the same transaction as are worth that ([`worth`]): what that costs is in proportion to what is taken, not to its square.
+//! Between two transactions the tables show what the users wrote.
 
 use std::collections::HashSet;
 
@@ -35,7 +37,8 @@ pub(crate) fn pushed(
     batch: Batch,
     message: &[u8],
 ) -> Result<Accepted, Error> {
-    in_attempts(driver, pusher, batch, |driver, now, attempt| {
+    let groups = batch.groups.len();
+    in_attempts(driver, pusher, batch, groups, |driver, now, attempt| {
         driver.enforcing(|tx| {
             term::adopt(tx, max_seen)?;
             let accepted = accept::accept(tx, pusher, position, now, message, attempt.refuses)?;
@@ -47,11 +50,13 @@ pub(crate) fn pushed(
     })
 }
 
-/// Takes a batch with `take`: all of it, or, after a failure, so much of it that the change to blame is found.
+/// Takes a batch with `take`: all of it, or, after a failure, so much of it that the change to blame is found. There are so many
+/// `groups` that a transaction may take.
 fn in_attempts(
     driver: &mut Driver,
     pusher: DeviceId,
     batch: Batch,
+    groups: usize,
     mut take: impl FnMut(&mut Driver, &Batch, Attempt) -> Result<Accepted, Error>,
 ) -> Result<Accepted, Error> {
     let mut rest = Some(batch);
@@ -60,7 +65,7 @@ fn in_attempts(
         // A part is only put aside: what counts is what becomes of its group.
         let attempt = match batch.is_open() {
             true => Attempt::ALL,
-            false => driver.transaction(|tx| attempt::begin(tx, pusher, batch.groups.len()))?,
+            false => driver.transaction(|tx| attempt::begin(tx, pusher, groups.max(batch.groups.len())))?,
         };
         let (now, later) = attempt::split(batch, attempt.groups);
         rest = later;
@@ -98,7 +103,9 @@ pub(crate) fn own_batch(driver: &mut Driver) -> Result<bool, Error> {
         upto = PushedUpTo::after(&push);
         let is_open = push.batch.is_open();
         let message = Message::push(max_seen, top, &push.batch).encode();
-        let accepted = in_attempts(driver, device, push.batch, |driver, now, attempt| {
+        // No fewer than there are groups, and found without a look at them.
+        let changes = pending::count(conn)?;
+        let accepted = in_attempts(driver, device, push.batch, changes, |driver, now, attempt| {
             driver.transaction(|tx| take_own(tx, device, now, &message, attempt))
         })?;
         match accepted {
@@ -138,11 +145,9 @@ fn take_own(
     let goes_on = batch.groups.first().is_some_and(|group| group.first <= batch.after.seq);
     let records = records_of(batch);
     let all_at_once = goes_on || overlay::others_bind(tx, &records)?;
-    for everything in [false, true].into_iter().skip(usize::from(all_at_once)) {
+    if !all_at_once {
         tx.conn.execute_batch("SAVEPOINT own")?;
-        let pending = if everything { overlay::pending_records(tx)? } else { Vec::new() };
-        let scope = if everything { &pending } else { &records };
-        let taken = take_in_scope(tx, device, top, batch, message, attempt, scope, everything);
+        let taken = take_in_scope(tx, device, top, batch, message, attempt, &records, false);
         tx.enforce(false)?;
         match taken {
             Ok(Some(accepted)) => {
@@ -150,19 +155,32 @@ fn take_own(
                 attempt::done(tx, device)?;
                 return Ok(accepted);
             }
-            Ok(None) => {}
-            Err(error) if !everything && crate::apply::is_constraint(&error) => {}
-            Err(error) => return Err(error),
+            Err(error) if !crate::apply::is_constraint(&error) => return Err(error),
+            _ => {}
         }
         tx.conn.execute_batch("ROLLBACK TO own; RELEASE own")?;
         tx.numbers.forget();
         *tx.minted = minted;
     }
-    Err(Error::Damaged("a leader's own changes were taken neither way".into()))
+    // Under no savepoint: each within would take as long as all that was written since.
+    let pending = overlay::pending_records(tx)?;
+    let taken = take_in_scope(tx, device, top, batch, message, attempt, &pending, true);
+    tx.enforce(false)?;
+    let missed = || Error::Damaged("a leader's own changes were taken neither way".into());
+    let accepted = taken?.ok_or_else(missed)?;
+    attempt::done(tx, device)?;
+    Ok(accepted)
+}
+
+/// How many changes are taken for so many records that stepped aside. Those that are left do so again: with half of them, twice
+/// as many as there are step aside in the end, in as many transactions as they can be halved.
+const fn worth(records: usize) -> usize {
+    records.div_ceil(2)
 }
 
 /// Takes a batch of this device's own changes over rows that are as the log has them. `None` where one was refused, for
-/// which others that are pending may be to blame, which are out of the way only if `everything` is.
+/// which others that are pending may be to blame, which are out of the way only if `everything` is. Then those behind it
+/// are taken too, as long as they are [`worth`] it.
 #[expect(clippy::too_many_arguments, reason = "one step, called twice")]
 fn take_in_scope(
     tx: &mut Tx<'_>,
@@ -176,20 +194,41 @@ fn take_in_scope(
 ) -> Result<Option<Accepted>, Error> {
     let kept = overlay::step_aside(tx, scope)?;
     tx.enforce(true)?;
-    let accepted = accept::accept(tx, device, top, batch, message, attempt.refuses)?;
-    tx.enforce(false)?;
+    let mut accepted = accept::accept(tx, device, top, batch, message, attempt.refuses)?;
     let refused = "SELECT 1 FROM sync_dead_letter WHERE seq > ?1";
     if !everything && !attempt.refuses && tx.conn.prepare_cached(refused)?.exists([top.seq.0])? {
         return Ok(None);
     }
+    settle(tx, batch, &accepted)?;
+    if everything {
+        let (mut groups, mut changes) = (batch.groups.len(), batch.entries.len());
+        while let Accepted::To(top) = accepted
+            && groups < attempt.groups
+            && changes < worth(scope.len())
+            && let Some(push) =
+                pending::read(tx.conn, &PushedUpTo::NOTHING)?.filter(|push| !push.batch.is_open())
+        {
+            let (more, _) = attempt::split(push.batch, attempt.groups - groups);
+            accepted = accept::accept(tx, device, top, &more, &[], attempt.refuses)?;
+            settle(tx, &more, &accepted)?;
+            groups += more.groups.len();
+            changes += more.entries.len();
+        }
+    }
+    tx.enforce(false)?;
+    overlay::come_back(tx, scope, kept)?;
+    Ok(Some(accepted))
+}
+
+/// What was taken is pending no more.
+fn settle(tx: &Tx<'_>, batch: &Batch, accepted: &Accepted) -> Result<(), Error> {
     if let Accepted::To(_) = accepted {
         for group in &batch.groups {
             let row = origin_row(tx.conn, group.origin, group.device)?;
             pending::settle(tx.conn, row, group.last_n, group.tag, i64::MAX as u64)?;
         }
     }
-    overlay::come_back(tx, scope, kept)?;
-    Ok(Some(accepted))
+    Ok(())
 }
 
 /// The records that a batch is about.
@@ -419,5 +458,70 @@ mod tests {
         );
         assert_eq!(lines(&application, "SELECT * FROM sync_dead_letter"), Vec::<String>::new());
         assert_eq!(pending(&application), 0);
+    }
+
+    /// A leader that has a change of each of `count` rows pending, four a group, which take the unique values that the four before
+    /// them have given up; in batches of 16.
+    #[cfg(feature = "testing")]
+    async fn with_pending(path: &Path, count: usize) -> (Driver, rusqlite::Connection) {
+        let (mut driver, application) = leader(path).await;
+        let rows = format!(
+            "WITH RECURSIVE i (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM i LIMIT {count})
+             INSERT INTO notes SELECT printf('%05d', i), 'value ' || i, 1, 7 FROM i"
+        );
+        application.execute_batch(&rows).unwrap();
+        driver.transaction(seal::seal_all).unwrap();
+        set_leading(&mut driver, false);
+        application.execute_batch("UPDATE notes SET text = 'free ' || id WHERE id < '00004'").unwrap();
+        driver.transaction(seal::seal_all).unwrap();
+        for first in (4..count).step_by(4) {
+            let take_over = format!(
+                "UPDATE notes SET text = 'value ' || (id - 4)
+                 WHERE id BETWEEN printf('%05d', {first}) AND printf('%05d', {first} + 3)"
+            );
+            application.execute_batch(&take_over).unwrap();
+            driver.transaction(seal::seal_all).unwrap();
+        }
+        set_leading(&mut driver, true);
+        crate::inject::limit_batches(Some(16));
+        (driver, application)
+    }
+
+    #[cfg(feature = "testing")]
+    #[tokio::test]
+    async fn much_that_is_pending_over_unique_values_is_halved_by_each_transaction_and_shown_all_the_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut driver, application) = with_pending(&folder.path().join("db"), 800).await;
+        let rows = lines(&application, "SELECT * FROM notes ORDER BY id");
+        let mut left = vec![pending(&application)];
+        while own_batch(&mut driver).unwrap() {
+            left.push(pending(&application));
+            assert_eq!(lines(&application, "SELECT * FROM notes ORDER BY id"), rows, "with {left:?} pending");
+        }
+        crate::inject::limit_batches(None);
+        assert_eq!(left, [800, 400, 192, 96, 48, 16, 0], "half, in whole batches");
+        assert_eq!(lines(&application, "SELECT * FROM sync_dead_letter"), Vec::<String>::new());
+        let logged = "SELECT data FROM sync_entry e WHERE record IS NOT NULL
+            AND seq = (SELECT max(seq) FROM sync_entry WHERE record = e.record) ORDER BY record";
+        assert_eq!(lines(&application, logged).len(), rows.len());
+    }
+
+    #[cfg(feature = "testing")]
+    #[tokio::test]
+    async fn after_a_failure_a_transaction_takes_half_of_the_groups_that_it_failed_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut driver, application) = with_pending(&folder.path().join("db"), 400).await;
+        // As a transaction that was cut off leaves it.
+        let note = "INSERT INTO sync_attempt (device, groups, attempts) VALUES (?1, ?2, 1)";
+        let mut left = Vec::new();
+        for groups in [14, 3] {
+            application.execute(note, rusqlite::params![DEVICE.to_string(), groups]).unwrap();
+            let before = pending(&application);
+            assert!(own_batch(&mut driver).unwrap());
+            left.push((before, pending(&application)));
+        }
+        crate::inject::limit_batches(None);
+        // Seven groups of four; then one, and on its own what is left of its batch and as much as is worth it.
+        assert_eq!(left, [(400, 372), (372, 180)]);
     }
 }

@@ -136,6 +136,11 @@ struct Move {
 #[derive(Debug, Default)]
 pub(crate) struct Moves(Vec<Move>);
 
+/// Whether the rows of the change's model form a tree.
+pub(crate) fn has(tx: &Tx<'_>, change: &Change) -> bool {
+    tree_of(tx, change).is_some()
+}
+
 /// What the record's row names as its parent now; `None` if it is not there, or its model has no tree.
 pub(crate) fn parent(tx: &Tx<'_>, change: &Change) -> Result<Option<Value>, Error> {
     match tree_of(tx, change) {
