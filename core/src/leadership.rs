@@ -65,6 +65,12 @@ impl Failover {
     pub(crate) fn standing_of(self, role: Option<u8>) -> Option<u8> {
         role.filter(|role| *role >= self.least_precedence).map(|_| self.priority)
     }
+
+    /// Whether a device that has not heard of a leader for so long still leaves the lead to one that has more and does not take
+    /// over by itself: for as long again, in which a person may have it lead, or the old leader come back.
+    pub(crate) fn defers(self, unheard: Duration) -> bool {
+        unheard < self.after.saturating_mul(2)
+    }
 }
 
 /// What would be left behind if this device took over now: [`Library::promotion_report`](crate::Library::promotion_report).
@@ -251,19 +257,19 @@ pub(crate) enum Verdict {
     Unfit,
 }
 
-/// Who is to lead next, as `own` sees it. Whoever asks the same devices comes to the same.
-pub(crate) fn judge(own: Candidate, others: &[Candidate]) -> Verdict {
+/// Who is to lead next, as `own` sees it. Whoever asks the same devices comes to the same, where all of them have ceased to defer
+/// to those that have more and never take over by themselves. What those have alone comes back when they follow, as changes.
+pub(crate) fn judge(own: Candidate, others: &[Candidate], defers: bool) -> Verdict {
     if let Some(other) = others.iter().find(|other| other.has_leader) {
         return Verdict::HasLeader(other.device);
     }
     let Some(priority) = own.priority.filter(|_| own.position.seq.0 > 0) else { return Verdict::Unfit };
     let rank = |c: &Candidate, priority: u8| (c.position, priority, c.device);
-    // One that never takes over by itself holds nobody up, unless it has more: then a person decides.
     let ahead = others
         .iter()
         .filter(|other| match other.priority {
             Some(theirs) => rank(other, theirs) > rank(&own, priority),
-            None => other.position > own.position,
+            None => defers && other.position > own.position,
         })
         .max_by_key(|other| rank(other, other.priority.unwrap_or(0)));
     ahead.map_or(Verdict::TakeOver, |other| Verdict::Leave(other.device))
@@ -298,32 +304,48 @@ mod tests {
                 .iter()
                 .filter(|own| {
                     let others: Vec<_> = among.iter().filter(|o| o.device != own.device).copied().collect();
-                    judge(**own, &others) == Verdict::TakeOver
+                    judge(**own, &others, true) == Verdict::TakeOver
                 })
                 .map(|own| own.device)
                 .collect();
             assert_eq!(taking, [DeviceId([[2, 3, 4, 5, 6][count - 1]; 32])], "of the first {count}");
         }
         let newer = Candidate { position: position(2, 3), ..candidate(9, 3, Some(0)) };
-        assert_eq!(judge(newer, &all), Verdict::TakeOver, "the log of a later term is the further one");
+        assert_eq!(judge(newer, &all, true), Verdict::TakeOver, "the log of a later term is the further one");
     }
 
     #[test]
     fn nobody_is_deposed_while_somebody_hears_him() {
         let hears = Candidate { has_leader: true, ..candidate(3, 4, None) };
         let own = candidate(2, 90, Some(200));
-        assert_eq!(judge(own, &[hears]), Verdict::HasLeader(hears.device));
-        assert_eq!(judge(own, &[]), Verdict::TakeOver);
+        for defers in [true, false] {
+            assert_eq!(judge(own, &[hears], defers), Verdict::HasLeader(hears.device));
+            assert_eq!(judge(own, &[], defers), Verdict::TakeOver);
+        }
     }
 
     #[test]
-    fn who_does_not_take_over_by_itself_holds_up_only_those_with_less() {
+    fn who_does_not_take_over_by_itself_holds_up_those_with_less_and_not_for_ever() {
         let quiet = candidate(9, 10, None);
-        assert_eq!(judge(candidate(2, 10, Some(0)), &[quiet]), Verdict::TakeOver);
-        assert_eq!(judge(candidate(2, 9, Some(0)), &[quiet]), Verdict::Leave(quiet.device));
-        assert_eq!(judge(quiet, &[]), Verdict::Unfit);
+        assert_eq!(judge(candidate(2, 10, Some(0)), &[quiet], true), Verdict::TakeOver);
+        assert_eq!(judge(candidate(2, 9, Some(0)), &[quiet], true), Verdict::Leave(quiet.device));
+        assert_eq!(judge(candidate(2, 9, Some(0)), &[quiet], false), Verdict::TakeOver);
         let empty = Candidate { position: Position::EMPTY, ..candidate(2, 0, Some(0)) };
-        assert_eq!(judge(empty, &[]), Verdict::Unfit);
+        for defers in [true, false] {
+            assert_eq!(judge(quiet, &[], defers), Verdict::Unfit);
+            assert_eq!(judge(empty, &[], defers), Verdict::Unfit);
+        }
+        // Of those who do, the longest log leads all the same, and one of them.
+        let (longer, shorter) = (candidate(3, 8, Some(0)), candidate(4, 7, Some(9)));
+        assert_eq!(judge(longer, &[quiet, shorter], false), Verdict::TakeOver);
+        for defers in [true, false] {
+            let left = judge(shorter, &[quiet, longer], defers);
+            assert_eq!(left, Verdict::Leave(if defers { quiet } else { longer }.device));
+        }
+        let failover = Failover::after(Duration::from_secs(5));
+        let defers = [5, 9, 10, 11].map(|unheard| failover.defers(Duration::from_secs(unheard)));
+        assert_eq!(defers, [true, true, false, false]);
+        assert!(Failover::after(Duration::MAX).defers(Duration::from_secs(1)));
     }
 
     #[test]
@@ -340,7 +362,7 @@ mod tests {
             ((Some(0), None), (Verdict::Unfit, Verdict::Unfit)),
         ] {
             let (desk, phone) = (of(2, 10, desk, roles.0), of(3, 10, phone, roles.1));
-            assert_eq!((judge(desk, &[phone]), judge(phone, &[desk])), verdicts, "{roles:?}");
+            assert_eq!((judge(desk, &[phone], true), judge(phone, &[desk], true)), verdicts, "{roles:?}");
         }
         // Unless it says so, any member's may.
         assert_eq!(Failover::after(Duration::ZERO).priority(3).standing_of(Some(0)), Some(3));

@@ -1,5 +1,5 @@
-//! Who leads next where the network and the machine do their worst: only one side of it works, or the process is killed while
-//! it takes back its log.
+//! Who leads next where the network and the machine do their worst: only one side of it works, who has the most never leads, or the
+//! process is killed while it takes back its log.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -18,16 +18,17 @@ use std::{
 
 use async_trait::async_trait;
 use tidelog::{
-    Failover, Link, Role, TakeOver,
-    id::{DeviceId, LibraryId},
+    Failover, LibraryBuilder, Link, Role, TakeOver,
+    id::{DeviceId, LibraryId, Seq},
     transport::{
         Channel, MemoryTransport, MessageReceiver, MessageSender, SharedTransport, Transport, TransportError,
     },
+    value::Value,
 };
 use tidelog_tests::devices::{
     Device, Dump, LOOPBACK, Site, device, eventually, level, number, quic_as, reader, soon,
 };
-use tidelog_transport::{Identity, Peer};
+use tidelog_transport::{Identity, Peer, Quic};
 use tokio::sync::{mpsc, watch};
 
 /// A network of which one way is broken: whatever one device sends never arrives here.
@@ -111,6 +112,88 @@ async fn who_alone_does_not_hear_the_leader_deposes_nobody_and_leads_when_it_is_
     other.write(&["INSERT INTO items (id, name) VALUES ('b', '')"]).await;
     soon("a barrier", other.library.barrier()).await.unwrap();
     level(next, &[other]).await;
+}
+
+/// Opens a device on a database of its own, or anew, with its own key and on a port that the system gives; it knows these.
+async fn enter(
+    folder: &Path,
+    name: &str,
+    peers: &[(&str, Option<SocketAddr>)],
+    set: impl Fn(LibraryBuilder) -> LibraryBuilder,
+) -> (Device, Arc<Quic>) {
+    let peers = peers
+        .iter()
+        .map(|&(name, address)| Peer { device: key(folder, name).device_id(), address })
+        .collect();
+    let quic = quic_as(key(folder, name), LOOPBACK, peers).await;
+    let device = Device::open(&folder.join(format!("{name}.sqlite")), set).await.unwrap();
+    (device.start_on(Arc::clone(&quic)).await, quic)
+}
+
+#[tokio::test]
+async fn what_only_a_device_has_that_never_leads_holds_nobody_up_for_ever_and_is_not_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let (folder, id) = (folder.path(), LibraryId::random());
+    let failover = Failover::after(Duration::from_millis(700));
+    let (old, quic) =
+        enter(folder, "old", &[("desk", None), ("phone", None)], |library| library.create(id)).await;
+    let to_old = Some(quic.local_addr().unwrap());
+    let joins = |library: LibraryBuilder| library.join(id).failover(failover);
+    let (desk, _) = enter(folder, "desk", &[("old", to_old)], joins).await;
+    // Nothing lets this one take over by itself.
+    let (phone, on_phone) =
+        enter(folder, "phone", &[("old", to_old), ("desk", None)], |library| library.join(id)).await;
+    old.write(&["INSERT INTO items (id, name) VALUES ('a', 'first')"]).await;
+    level(&old, &[&desk, &phone]).await;
+    desk.stop().await;
+
+    old.write(&[
+        "UPDATE items SET name = 'of the old' WHERE id = 'a'",
+        "INSERT INTO items (id, name) VALUES ('b', '')",
+    ])
+    .await;
+    phone.write(&["INSERT INTO items (id, name) VALUES ('c', '')"]).await;
+    soon("a barrier", phone.library.barrier()).await.unwrap();
+    let top = old.sealed().await;
+    soon("a replica", old.library.wait_replicated(top.seq, 1)).await.unwrap();
+    old.stop().await;
+    phone.write(&["INSERT INTO items (id, name) VALUES ('d', '')"]).await;
+
+    // It can reach nobody but the one that has more.
+    let peers = [("phone", Some(on_phone.local_addr().unwrap())), ("old", None)];
+    let (desk, on_desk) = enter(folder, "desk", &peers, joins).await;
+    desk.write(&["UPDATE items SET name = 'of the desk' WHERE id = 'a'"]).await;
+    desk.shows("it leads", |s| s.role == Role::Leader).await;
+    let settled = async |others: &[&Device]| {
+        for other in others {
+            other.shows("it follows", |s| s.role == Role::Follower && s.link == Link::Online).await;
+            soon("a barrier", other.library.barrier()).await.unwrap();
+        }
+        let dump = level(&desk, others).await;
+        let conflicts = desk.library.conflicts_since(Seq(0)).await.unwrap();
+        let names: Vec<_> = conflicts
+            .into_iter()
+            .flat_map(|conflict| [conflict.local, conflict.remote])
+            .map(|version| version.row.and_then(|row| row.get("name").cloned()))
+            .collect();
+        let items: Vec<String> = dump.rows.into_iter().filter(|row| row.starts_with("items")).collect();
+        (items.len(), names)
+    };
+    on_phone.add_peer(key(folder, "desk").device_id(), Some(on_desk.local_addr().unwrap()));
+    let found = settled(&[&phone]).await;
+    let both = ["of the desk", "of the old"].map(|name| Some(Value::Text(name.into())));
+    assert_eq!(found, (4, both.to_vec()), "what was replicated, what was pending, and both that met");
+    let terms: Vec<u64> = desk.library.terms().await.unwrap().iter().map(|term| term.number).collect();
+    assert_eq!(terms, [1, 2], "nobody else has led meanwhile");
+
+    // Who made them comes back, and each is there once.
+    let peers = [("desk", Some(on_desk.local_addr().unwrap())), ("phone", None)];
+    let (old, _) = enter(folder, "old", &peers, |library| library.existing()).await;
+    assert_eq!(settled(&[&phone, &old]).await, found);
+    for device in [&desk, &phone, &old] {
+        let left = "SELECT (SELECT count(*) FROM sync_pending) + (SELECT count(*) FROM sync_outbox)";
+        assert_eq!(number(&device.path, left), 0);
+    }
 }
 
 /// A network in which one device vanishes at some moment, as if its machine had lost power: nothing more is heard of it,

@@ -32,15 +32,16 @@ pub(super) async fn failover(shared: Arc<Shared>, failover: Failover) {
 async fn watch(shared: &Arc<Shared>, failover: Failover) {
     let mut pulse = shared.library.engine.pulse();
     let started = Instant::now();
+    let unheard_for = || shared.unheard().unwrap_or_else(|| started.elapsed());
     while pulse.wait_for(|pulse| !pulse.leads).await.is_ok() {
-        let unheard = shared.unheard().unwrap_or_else(|| started.elapsed());
+        let unheard = unheard_for();
         // The first question may take a while, where the leader does not answer it any more.
         let Some(due) = unheard.checked_sub(failover.after.saturating_sub(ASK_MAX)) else {
             sleep(failover.after.saturating_sub(ASK_MAX).saturating_sub(unheard)).await;
             continue;
         };
         let asked = Instant::now();
-        match verdict(shared, failover).await {
+        match verdict(shared, failover, unheard).await {
             Ok(Verdict::TakeOver) => {}
             Ok(other) => {
                 tracing::debug!(library = %shared.library.id, ?other, ?unheard, "no leader is heard of");
@@ -57,7 +58,7 @@ async fn watch(shared: &Arc<Shared>, failover: Failover) {
         if shared.unheard().is_some_and(|unheard| unheard < failover.after) {
             continue;
         }
-        match verdict(shared, failover).await {
+        match verdict(shared, failover, unheard_for()).await {
             Ok(Verdict::TakeOver) if !pulse.borrow().leads => {
                 tracing::warn!(library = %shared.library.id, ?unheard, "no leader is heard of: taking over");
                 let led = match shared.with_admission(reassign::take_over).await {
@@ -79,7 +80,7 @@ fn random(shared: &Shared, most: Duration) -> Duration {
     Duration::from_millis(shared.library.world.random() % (most + 1))
 }
 
-async fn verdict(shared: &Arc<Shared>, failover: Failover) -> Result<Verdict, Error> {
+async fn verdict(shared: &Arc<Shared>, failover: Failover, unheard: Duration) -> Result<Verdict, Error> {
     let answers = inquire::inquire_all(shared, ASK_MAX).await;
     let has_leader = |standing: &inquire::Standing| {
         standing.leads || standing.unheard.is_some_and(|unheard| unheard < failover.after)
@@ -100,7 +101,7 @@ async fn verdict(shared: &Arc<Shared>, failover: Failover) -> Result<Verdict, Er
     let (position, role) = shared.library.engine.step(step).await?;
     let priority = failover.standing_of(role);
     let own = candidate(shared.transport.device(), position, priority, false);
-    Ok(judge(own, &others))
+    Ok(judge(own, &others, failover.defers(unheard)))
 }
 
 fn candidate(device: DeviceId, position: Position, priority: Option<u8>, has_leader: bool) -> Candidate {
