@@ -4,6 +4,8 @@
 //! thread, no network, no clock but the [`World`]'s. What a message comes to is returned as the messages that answer it.
 //! Dropping a replica is a crash; [`crash_after`] makes one between two durable steps.
 
+mod request;
+
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -14,6 +16,7 @@ use std::{
 use rusqlite::config::DbConfig;
 use tokio::sync::{broadcast, watch};
 
+use self::request::Request;
 pub use crate::inject::{Crash, Place, Safeguard, crash_after, limit_batches, passed, switch_off};
 use crate::{
     conflict::{self, Choice, Conflict, ConflictId},
@@ -103,6 +106,8 @@ pub struct Replica {
     /// Who asks to follow it and has yet to tell of its log.
     asking: BTreeMap<DeviceId, Subscription>,
     served: BTreeMap<DeviceId, Follower>,
+    /// Who asked it to hand over and has not been answered.
+    requests: Vec<Request>,
     /// Up to where all members have confirmed, as far as it was told or has found as a leader.
     stable: Seq,
     wal: PathBuf,
@@ -145,6 +150,7 @@ impl Replica {
             unwinding: None,
             asking: BTreeMap::new(),
             served: BTreeMap::new(),
+            requests: Vec::new(),
             stable: Seq(0),
             wal,
         })
@@ -448,7 +454,13 @@ impl Replica {
                 let answer = serving::inquire(&mut self.driver, peer, max_seen, None, None)?;
                 Ok(Came { replies: vec![answer.encode()], ..Came::default() })
             }
-            Message::Standing { max_seen, .. } => {
+            Message::Reassign { max_seen, to } => self.take_request(from, max_seen, to),
+            Message::Standing { max_seen, .. } | Message::Reassigned { max_seen, .. } => {
+                serving::adopt(&mut self.driver, max_seen)?;
+                Ok(Came::default())
+            }
+            // On a channel of its own, as who was asked to hand over answers it.
+            Message::NotLeader { max_seen, .. } if self.leader() != Some(from) => {
                 serving::adopt(&mut self.driver, max_seen)?;
                 Ok(Came::default())
             }
@@ -619,7 +631,8 @@ pub fn kind(message: &[u8]) -> &'static str {
         Ok(Message::Inquire { .. }) => "inquire",
         Ok(Message::Standing { .. }) => "standing",
         Ok(Message::Reassign { .. }) => "reassign",
-        Ok(Message::Reassigned { .. }) => "reassigned",
+        Ok(Message::Reassigned { failed: None, .. }) => "reassigned",
+        Ok(Message::Reassigned { .. }) => "reassigned, not done",
         Ok(Message::Entries { .. }) => "entries",
         Ok(Message::Top { .. }) => "top",
         Ok(Message::MoreHistory) => "more history",

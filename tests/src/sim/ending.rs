@@ -36,6 +36,7 @@ impl Simulation {
             },
             4 | 5 => self.leader_of(of).and_then(|to| self.round(of, to)),
             6 => self.take_over(of),
+            7 if is_other => self.cut_off_request(of, (choice / 81 % places) as u32),
             7 => self.hand_over(of, (of + 1) % self.devices.len()),
             _ if is_other => self.cut_off_grant(of, (choice / 81 % places) as u32),
             _ => self.reclaim(of),
@@ -56,6 +57,18 @@ impl Simulation {
         self.round(to, of)?;
         self.hand_over(of, to)?;
         self.cut_off_at("grant", of, to, after)
+    }
+
+    /// Asks the leader to hand over to the next device, and cuts it off when that arrives.
+    pub(super) fn cut_off_request(&mut self, of: usize, after: u32) -> Done {
+        crash_after(None);
+        let (leader, to) = (self.leader_of(of)?, (of + 1) % self.devices.len());
+        if leader == of {
+            crash_after(Some(after));
+            return self.hand_over(of, to);
+        }
+        self.reassign(of, to)?;
+        self.cut_off_at("reassign", of, leader, after)
     }
 
     /// Asks the next device to lead, which may say that it does not: cut off when that arrives.

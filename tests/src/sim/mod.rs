@@ -247,6 +247,7 @@ impl Simulation {
             }
             Event::TakeOver(of) => self.take_over(d(of))?,
             Event::HandOver(of, to) => self.hand_over(d(of), d(to))?,
+            Event::Reassign(of, to) => self.reassign(d(of), d(to))?,
             Event::Reclaim(of) => self.reclaim(d(of))?,
             Event::Inquire(of, to) => {
                 if d(of) != d(to)

@@ -53,7 +53,7 @@ impl Asked {
     fn choose(replica: &Replica, dice: &mut Dice, value: &str) -> Result<Option<Self>, Error> {
         let waits = |l: &DeadLetter| l.state == DeadLetterState::Open && !l.being_decided;
         let letters = replica.dead_letters()?.into_iter().filter(waits).collect();
-        if dice.roll(3) == 0
+        if dice.roll(2) == 0
             && let Some(letter) = pick(letters, dice)
         {
             let mut edited = Row::default();
@@ -179,8 +179,10 @@ impl Simulation {
         }
         let before = self.devices[of].tables().map_err(sql(of))?;
         let seen = Rc::new(self.seen_on(of));
-        if dice.roll(8) == 0 {
-            crash_after(Some(dice.roll(3) as u32));
+        // There are fewer dead letters than conflicts, and each way to decide is to be cut off often enough.
+        let (share, places) = if let Asked::Resolve(..) = asked { (8, 3) } else { (3, 2) };
+        if dice.roll(share) == 0 {
+            crash_after(Some(dice.roll(places) as u32));
         }
         let asks = |replica: &mut Replica| match asked.ask(replica) {
             Err(Error::NotDecided { .. }) => Ok(false),

@@ -34,6 +34,8 @@ pub enum Event {
     TakeOver(usize),
     /// A device that leads hands over to another.
     HandOver(usize, usize),
+    /// A device asks the one that it takes for the leader to hand over to some device.
+    Reassign(usize, usize),
     /// One that handed over and was not answered leads again.
     Reclaim(usize),
     /// A device asks another where it stands.
@@ -78,6 +80,7 @@ impl Event {
             Self::Round(_) => "round",
             Self::TakeOver(_) => "take over",
             Self::HandOver(..) => "hand over",
+            Self::Reassign(..) => "reassign",
             Self::Reclaim(_) => "reclaim",
             Self::Inquire(..) => "inquire",
             Self::Restart(_) => "restart",
@@ -136,9 +139,10 @@ impl Schedule {
                 53..=54 => Event::Confirm(d),
                 55 => Event::Unwind(d),
                 56..=61 => Event::Serve(d, other),
-                62..=76 => Event::Deliver(any),
-                77..=79 => Event::Decide(d, any),
-                80..=83 => Event::Double(any),
+                62..=75 => Event::Deliver(any),
+                76 => Event::Reassign(d, dice.roll(devices as u64) as usize),
+                77..=80 => Event::Decide(d, any),
+                81..=83 => Event::Double(any),
                 84..=85 => Event::Lose(any),
                 86..=87 => Event::Round(d),
                 88..=89 => Event::Restart(d),

@@ -138,7 +138,7 @@ impl Simulation {
             let text = format!("device {to} took entries of {lead:?} and had shown {shown:?}");
             return Err(Broken::new("fencing", text));
         }
-        Ok(())
+        self.answer_requests(to)
     }
 
     /// Follows, pulls, pushes, and pulls again; what is lost on the way is lost.
@@ -202,6 +202,30 @@ impl Simulation {
         if self.step(of, Replica::reclaim)? == Some(true) {
             self.counters.count("lead: reclaimed");
         }
+        self.observe(of)?;
+        self.answer_requests(of)
+    }
+
+    /// Asks the device that this one takes for the leader to hand over; where it leads itself, it does.
+    pub(super) fn reassign(&mut self, of: usize, to: usize) -> Done {
+        let leader = self.leader_of(of)?;
+        if leader == of {
+            return self.hand_over(of, to);
+        }
+        if let Some(bytes) = self.step(of, |replica| replica.reassign(Device::key(to)))? {
+            self.send(of, leader, bytes)?;
+        }
         self.observe(of)
+    }
+
+    /// Tells those who asked a device to hand over what came of it, if it is known and the device is there.
+    fn answer_requests(&mut self, of: usize) -> Done {
+        if self.devices[of].replica.is_none() {
+            return Ok(());
+        }
+        for (to, bytes) in self.step(of, Replica::reassigned)?.into_iter().flatten() {
+            self.send(of, usize::from(to.0[0]) - 1, bytes)?;
+        }
+        Ok(())
     }
 }
