@@ -92,6 +92,7 @@
 
 mod accept;
 mod adopt;
+mod agreed;
 mod announce;
 mod apply;
 mod attempt;

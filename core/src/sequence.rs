@@ -7,7 +7,7 @@
 //! unique value, say, could not be taken one after the other. So the rows that a batch is about are first written as the log
 //! has them, and after the batch with what is still pending laid over, all in one transaction. Where that is not enough,
 //! because others are in the way too, the batch is taken again with all of pending out of the tables; and at once like that
-//! where what else is pending hides rows of the log by which the batch is to be judged. Once all of it is out, as many batches
+//! where what else is pending hides rows of the log by which the batch is to be judged ([`agreed`]). Once all of it is out, as many batches
 //! follow in the same transaction as are worth that ([`worth`]): what that costs is in proportion to what is taken, not to its square.
 //! Between two transactions the tables show what the users wrote.
 
@@ -15,6 +15,7 @@ use std::collections::HashSet;
 
 use crate::{
     accept::{self, Accepted},
+    agreed,
     attempt::{self, Attempt},
     engine::Driver,
     entry::{Batch, Body, Change, Seen},
@@ -144,7 +145,8 @@ fn take_own(
     let minted = *tx.minted;
     let goes_on = batch.groups.first().is_some_and(|group| group.first <= batch.after.seq);
     let records = records_of(batch);
-    let all_at_once = goes_on || overlay::others_bind(tx, &records)?;
+    let is_bound = overlay::others_bind(tx, &records)?;
+    let all_at_once = goes_on || is_bound && (tx.foreign_triggers || !agreed::is_upon_the_log(tx, batch)?);
     if !all_at_once {
         tx.conn.execute_batch("SAVEPOINT own")?;
         let taken = take_in_scope(tx, device, top, batch, message, attempt, &records, false);
@@ -460,10 +462,10 @@ mod tests {
         assert_eq!(pending(&application), 0);
     }
 
-    /// A leader that has a change of each of `count` rows pending, four a group, which take the unique values that the four before
-    /// them have given up; in batches of 16.
+    /// A leader that has a change of each of `count` rows pending, four a group; in batches of 16. Made upon what the log has, and
+    /// to values that nobody had; or when the log was empty, and to those that the four before have given up.
     #[cfg(feature = "testing")]
-    async fn with_pending(path: &Path, count: usize) -> (Driver, rusqlite::Connection) {
+    async fn with_pending(path: &Path, count: usize, upon_the_log: bool) -> (Driver, rusqlite::Connection) {
         let (mut driver, application) = leader(path).await;
         let rows = format!(
             "WITH RECURSIVE i (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM i LIMIT {count})
@@ -472,15 +474,22 @@ mod tests {
         application.execute_batch(&rows).unwrap();
         driver.transaction(seal::seal_all).unwrap();
         set_leading(&mut driver, false);
-        application.execute_batch("UPDATE notes SET text = 'free ' || id WHERE id < '00004'").unwrap();
-        driver.transaction(seal::seal_all).unwrap();
-        for first in (4..count).step_by(4) {
-            let take_over = format!(
-                "UPDATE notes SET text = 'value ' || (id - 4)
-                 WHERE id BETWEEN printf('%05d', {first}) AND printf('%05d', {first} + 3)"
+        // The next origin has seen the rows by the log only.
+        driver.store.set_minted(None);
+        for first in (0..count).step_by(4) {
+            let text = match (upon_the_log, first) {
+                (true, _) | (_, 0) => "'free ' || id",
+                _ => "'value ' || (id - 4)",
+            };
+            let update = format!(
+                "UPDATE notes SET text = {text} WHERE id BETWEEN printf('%05d', {first}) AND printf('%05d', {first} + 3)"
             );
-            application.execute_batch(&take_over).unwrap();
+            application.execute_batch(&update).unwrap();
             driver.transaction(seal::seal_all).unwrap();
+        }
+        if !upon_the_log {
+            let base = "UPDATE sync_pending SET base_seq = 0, base_term = ?1";
+            application.execute(base, [crate::id::Term::ZERO.to_text()]).unwrap();
         }
         set_leading(&mut driver, true);
         crate::inject::limit_batches(Some(16));
@@ -491,26 +500,63 @@ mod tests {
     #[tokio::test]
     async fn much_that_is_pending_over_unique_values_is_halved_by_each_transaction_and_shown_all_the_while() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut driver, application) = with_pending(&folder.path().join("db"), 800).await;
-        let rows = lines(&application, "SELECT * FROM notes ORDER BY id");
-        let mut left = vec![pending(&application)];
-        while own_batch(&mut driver).unwrap() {
-            left.push(pending(&application));
-            assert_eq!(lines(&application, "SELECT * FROM notes ORDER BY id"), rows, "with {left:?} pending");
+        let (mut driver, application) = with_pending(&folder.path().join("db"), 800, false).await;
+        assert_eq!(
+            taken(&mut driver, &application),
+            [800, 400, 192, 96, 48, 16, 0],
+            "half, in whole batches"
+        );
+    }
+
+    #[cfg(feature = "testing")]
+    #[tokio::test]
+    async fn what_nobody_else_has_written_upon_since_is_taken_batch_by_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut driver, application) = with_pending(&folder.path().join("db"), 160, true).await;
+        let batches: Vec<i64> = (0..=10).rev().map(|left| left * 16).collect();
+        assert_eq!(taken(&mut driver, &application), batches);
+    }
+
+    #[cfg(feature = "testing")]
+    #[tokio::test]
+    async fn what_came_to_something_else_or_had_to_step_out_is_judged_by_all_rows_of_the_log() {
+        for tampers in [
+            "UPDATE sync_pending SET state = 'blocked' WHERE id = (SELECT max(id) FROM sync_pending)",
+            "UPDATE sync_entry SET change = '{}' WHERE seq = (SELECT max(seq) FROM sync_entry)",
+            "UPDATE sync_entry SET n = NULL WHERE seq = (SELECT max(seq) FROM sync_entry)",
+            "SELECT 1",
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let (mut driver, application) = with_pending(&folder.path().join("db"), 160, true).await;
+            assert!(own_batch(&mut driver).unwrap());
+            assert_eq!(pending(&application), 144);
+            application.execute_batch(tampers).unwrap();
+            assert!(own_batch(&mut driver).unwrap());
+            crate::inject::limit_batches(None);
+            let expected = if tampers == "SELECT 1" { 128 } else { 64 };
+            assert_eq!(pending(&application), expected, "{tampers}");
+        }
+    }
+
+    /// How much is left after each transaction, until nothing is; the rows are there all the while, and nothing is refused.
+    #[cfg(feature = "testing")]
+    fn taken(driver: &mut Driver, application: &rusqlite::Connection) -> Vec<i64> {
+        let shown = || lines(application, "SELECT * FROM notes ORDER BY id");
+        let (rows, mut left) = (shown(), vec![pending(application)]);
+        while own_batch(driver).unwrap() {
+            left.push(pending(application));
+            assert_eq!(shown(), rows, "with {left:?} pending");
         }
         crate::inject::limit_batches(None);
-        assert_eq!(left, [800, 400, 192, 96, 48, 16, 0], "half, in whole batches");
-        assert_eq!(lines(&application, "SELECT * FROM sync_dead_letter"), Vec::<String>::new());
-        let logged = "SELECT data FROM sync_entry e WHERE record IS NOT NULL
-            AND seq = (SELECT max(seq) FROM sync_entry WHERE record = e.record) ORDER BY record";
-        assert_eq!(lines(&application, logged).len(), rows.len());
+        assert_eq!(lines(application, "SELECT * FROM sync_dead_letter"), Vec::<String>::new());
+        left
     }
 
     #[cfg(feature = "testing")]
     #[tokio::test]
     async fn after_a_failure_a_transaction_takes_half_of_the_groups_that_it_failed_on() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut driver, application) = with_pending(&folder.path().join("db"), 400).await;
+        let (mut driver, application) = with_pending(&folder.path().join("db"), 400, false).await;
         // As a transaction that was cut off leaves it.
         let note = "INSERT INTO sync_attempt (device, groups, attempts) VALUES (?1, ?2, 1)";
         let mut left = Vec::new();

@@ -17,6 +17,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, params, params_from_iter};
 
 use crate::{
+    agreed::Agreed,
     announce,
     capture::{self, quote},
     checkpoint::Checkpointer,
@@ -217,6 +218,7 @@ pub(crate) struct Store {
     models: Vec<Model>,
     captured: HashMap<i64, Captured>,
     minted: Option<Minted>,
+    agreed: Option<Agreed>,
     /// The application has triggers of its own on synced tables: they run when rows are applied, and ours are told
     /// to look away by `sync_ctl`. Otherwise triggers are off on this connection.
     foreign_triggers: bool,
@@ -236,6 +238,7 @@ pub(crate) struct Tx<'s> {
     pub(crate) models: &'s [Model],
     pub(crate) captured: &'s HashMap<i64, Captured>,
     pub(crate) minted: &'s mut Option<Minted>,
+    pub(crate) agreed: &'s mut Option<Agreed>,
     pub(crate) foreign_triggers: bool,
     pub(crate) numbers: &'s Numbers,
     pub(crate) world: &'s dyn World,
@@ -258,6 +261,7 @@ impl Store {
             models: models.iter().map(|(d, r)| Model::new(d.clone(), *r)).collect(),
             captured: HashMap::new(),
             minted: None,
+            agreed: None,
             foreign_triggers: false,
             schema_version: 0,
             follows_schema: false,
@@ -440,6 +444,7 @@ impl Store {
             models: &self.models,
             captured: &self.captured,
             minted: &mut self.minted,
+            agreed: &mut self.agreed,
             foreign_triggers: self.foreign_triggers,
             numbers: &self.numbers,
             world: &*self.world,
