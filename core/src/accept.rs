@@ -7,7 +7,7 @@
 //! Foreign keys are checked when the whole group is there, since its rows may refer to each other in a circle. A change
 //! that then refers to nothing is refused, and the group is gone through once more without it. So is one that makes a circle of a tree.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rusqlite::ErrorCode;
 
@@ -16,6 +16,7 @@ use crate::{
     attempt, below,
     entry::{Batch, Body, Change, Entry, EntryKind, Group, Outcome, Seen},
     error::Error,
+    exchange::{self, SteppedOut},
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     inject::{self, Safeguard},
     life::{self, Place, Sight},
@@ -186,17 +187,35 @@ fn accept_group(
         let all = (first_n.0..=group.last_n.0).map(OriginSeq);
         refused.extend(all.map(|n| (n, Fate::Refused(reason.clone()))));
     }
+    // The changes whose rows step out before they are written.
+    let mut steps_out: Option<HashSet<OriginSeq>> = None;
     loop {
         tx.conn.execute_batch("SAVEPOINT accepted")?;
+        let out =
+            steps_out.as_ref().map(|changes| SteppedOut::of(tx, pushed, &group, changes)).transpose()?;
         let pass = Pass::run(tx, pushed, &group, sight, &refused)?;
-        let found = pass.found_unsound(tx, &refused)?;
-        if found.is_empty() {
-            tx.conn.execute_batch("RELEASE accepted")?;
-            return Ok(());
+        let mut found = Fallen::new();
+        match out {
+            None if pass.is_in_its_own_way() => steps_out = Some(pass.tried()),
+            // Their rows have to be back before the others are written.
+            Some(_) if !pass.refused.is_empty() => found = pass.refused,
+            _ => {
+                if let Some(out) = out {
+                    out.put_back(tx, &pass.written())?;
+                }
+                found = pass.found_unsound(tx, &refused)?;
+                if found.is_empty() {
+                    tx.conn.execute_batch("RELEASE accepted")?;
+                    return Ok(());
+                }
+            }
         }
         tx.conn.execute_batch("ROLLBACK TO accepted; RELEASE accepted")?;
         // Numbers that were made on the way are gone with it.
         tx.numbers.forget();
+        if let Some(changes) = &mut steps_out {
+            changes.retain(|n| !found.contains_key(n));
+        }
         refused.extend(found);
     }
 }
@@ -237,6 +256,8 @@ impl Fate {
 struct Pass {
     /// Refused by the database on the way.
     refused: Fallen,
+    /// Those of them that met a value that another row has.
+    met_taken: HashSet<OriginSeq>,
     /// Deletions that did not stand, and those that did.
     stays: Vec<Change>,
     gone: Vec<(OriginSeq, Change)>,
@@ -357,6 +378,9 @@ impl Pass {
             // A trigger that took the whole transaction back left nothing to go on with.
             Err(error) if is_the_rows_fault(&error) && !tx.conn.is_autocommit() => {
                 let reason = not_taken(&error);
+                if exchange::is_taken(&error) {
+                    self.met_taken.insert(n);
+                }
                 self.refused.insert(n, Fate::Refused(reason.clone()));
                 change.outcome = Some(Box::new(Outcome::refused(reason)));
                 return Ok(Vec::new());
@@ -375,6 +399,21 @@ impl Pass {
             self.wrote.extend(model.map(|model| Wrote::of(tx, n, model, derived)));
         }
         Ok(derived)
+    }
+
+    /// Whether what was refused for another row's value may have met a row that the group itself changes.
+    fn is_in_its_own_way(&self) -> bool {
+        !self.met_taken.is_empty() && self.tried().len() > 1
+    }
+
+    /// The changes that wrote their rows.
+    fn written(&self) -> HashSet<OriginSeq> {
+        self.wrote.iter().map(|wrote| wrote.n).collect()
+    }
+
+    /// Those, and the ones that would have but for another row's value.
+    fn tried(&self) -> HashSet<OriginSeq> {
+        self.written().union(&self.met_taken).copied().collect()
     }
 
     /// Sees to it that what is written from here on is captured like this.

@@ -108,6 +108,7 @@ mod decide;
 mod engine;
 mod entry;
 mod error;
+mod exchange;
 mod following;
 pub mod gate;
 pub mod id;

@@ -113,6 +113,11 @@ impl References {
         let concerned = |question: &&Question| question.beside_key.iter().any(|column| is_written(column));
         ask(conn, self.referred.iter().filter(concerned), key)
     }
+
+    /// Whether others refer to the record by columns beside its key of which one is written.
+    pub(crate) fn are_beside_key(&self, is_written: impl Fn(&str) -> bool) -> bool {
+        self.referred.iter().any(|question| question.beside_key.iter().any(|column| is_written(column)))
+    }
 }
 
 fn ask<'q>(

@@ -370,19 +370,11 @@ impl Store {
         &mut self,
         step: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        // It cannot be changed within a transaction.
-        self.conn.execute_batch("PRAGMA foreign_keys = ON")?;
         let done = self.transaction(|tx| {
-            if tx.models.iter().any(|model| model.references.cascade()) {
-                tx.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, true)?;
-            }
+            tx.enforce(true)?;
             step(tx)
         });
-        // Statements are prepared anew after it, so only where it was changed.
-        if self.models.iter().any(|model| model.references.cascade()) {
-            self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, self.foreign_triggers)?;
-        }
-        self.conn.execute_batch("PRAGMA foreign_keys = OFF")?;
+        enforce(&self.conn, false, self.foreign_triggers)?;
         done
     }
 
@@ -632,13 +624,19 @@ pub(crate) enum Mode {
     Derived = 2,
 }
 
+/// Unlike the pragma it holds within a transaction too.
+fn enforce(conn: &Connection, foreign_keys: bool, triggers: bool) -> Result<(), Error> {
+    // Statements are prepared anew after a change, and none is made where it is so already.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, foreign_keys)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, triggers)?;
+    Ok(())
+}
+
 impl Tx<'_> {
     /// Has the database enforce its foreign keys from here on, and captures what comes of that; or not any more.
     pub(crate) fn enforce(&self, enforces: bool) -> Result<(), Error> {
-        self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, enforces)?;
-        let triggers = enforces || self.foreign_triggers;
-        self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, triggers)?;
-        Ok(())
+        let cascades = || self.models.iter().any(|model| model.references.cascade());
+        enforce(self.conn, enforces, self.foreign_triggers || (enforces && cascades()))
     }
 
     /// Says what the rest of the transaction's writes are.

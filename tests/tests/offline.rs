@@ -208,6 +208,74 @@ async fn two_that_give_the_same_unique_value_agree_on_one_and_keep_the_other() {
     assert_agreed(&scene);
 }
 
+/// Where the items are, and the names of those that are refused.
+fn places(device: &Device) -> (String, String) {
+    let places = "SELECT group_concat(id || place, ' ') FROM (SELECT id, place FROM items WHERE place IS NOT NULL ORDER BY id)";
+    let refused =
+        "SELECT coalesce(group_concat(record), '') FROM sync_dead_letter JOIN sync_entry USING (seq)";
+    (text(&device.file(), places), text(&device.file(), refused))
+}
+
+#[tokio::test]
+async fn unique_values_that_a_transaction_exchanges_reach_everyone_as_it_left_them() {
+    let scene = scene(
+        "INSERT INTO items (id, name, place) VALUES ('a', '', 1), ('b', '', 2), ('c', '', 3), ('d', '', 4), ('e', '', 5);
+         INSERT INTO items (id, name, parent_id) VALUES ('child', '', 'a')",
+    )
+    .await;
+    scene.leader.sql("UPDATE items SET seen_here = 7").await;
+    let scene = apart(
+        scene,
+        &["UPDATE items SET name = 'leader' WHERE id = 'child'"],
+        &[
+            // A ring of three.
+            "BEGIN; UPDATE items SET place = NULL WHERE id = 'a'; UPDATE items SET place = 1 WHERE id = 'b';
+             UPDATE items SET place = 2 WHERE id = 'c'; UPDATE items SET place = 3 WHERE id = 'a'; COMMIT",
+            // Each takes the place that the next has given up.
+            "BEGIN; UPDATE items SET place = 9 WHERE id = 'e'; UPDATE items SET name = 'moved' WHERE id = 'd';
+             UPDATE items SET place = 5 WHERE id = 'd'; INSERT INTO items (id, name, place) VALUES ('f', '', 4); COMMIT",
+        ],
+    )
+    .await;
+    for device in [&scene.leader, &scene.follower] {
+        assert_eq!(places(device), ("a3 b1 c2 d5 e9 f4".into(), String::new()));
+    }
+    let local = number(&scene.leader.file(), "SELECT sum(seen_here) FROM items");
+    assert_eq!(local, 6 * 7, "what is local of rows that stepped aside, and the row that belongs to one");
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
+async fn a_unique_value_passes_on_within_a_transaction_from_a_record_that_it_deletes() {
+    let scene = scene("INSERT INTO notes VALUES ('a', 'one', '', 0), ('b', 'two', '', 0)").await;
+    for device in [&scene.leader, &scene.follower] {
+        device.sql("CREATE UNIQUE INDEX titled ON notes (title)").await;
+    }
+    let changes = "BEGIN; UPDATE notes SET body = 'kept' WHERE id = 'b'; DELETE FROM notes WHERE id = 'a';
+        UPDATE notes SET title = 'one' WHERE id = 'b'; COMMIT";
+    let scene = apart(scene, &[], &[changes]).await;
+    assert_eq!(notes(&scene.leader), "b one kept 0");
+    assert_eq!(number(&scene.leader.file(), "SELECT count(*) FROM sync_dead_letter"), 0);
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
+async fn of_values_that_a_transaction_exchanges_only_those_are_refused_that_somebody_else_has() {
+    let scene =
+        scene("INSERT INTO items (id, name, place) VALUES ('a', '', 1), ('b', '', 2), ('c', '', 3)").await;
+    let scene = apart(
+        scene,
+        &["INSERT INTO items (id, name, place) VALUES ('l', '', 9)"],
+        &["BEGIN; UPDATE items SET place = 9 WHERE id = 'c'; UPDATE items SET place = NULL WHERE id = 'a';
+           UPDATE items SET place = 1 WHERE id = 'b'; UPDATE items SET place = 2 WHERE id = 'a'; COMMIT"],
+    )
+    .await;
+    for device in [&scene.leader, &scene.follower] {
+        assert_eq!(places(device), ("a2 b1 c3 l9".into(), "c".into()));
+    }
+    assert_agreed(&scene);
+}
+
 #[tokio::test]
 async fn a_child_whose_parent_was_deleted_is_refused_and_a_whole_family_is_not() {
     let scene = scene("INSERT INTO items (id, name) VALUES ('p', 'parent'), ('q', 'stays')").await;

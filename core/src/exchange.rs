@@ -1,0 +1,88 @@
+//! Exchange: rows of one pushed group that are in each other's way.
+//!
+//! A transaction may let two records exchange a unique value, or pass values on along a row of records. Its author's database saw
+//! that step by step; the log has of each record what it came to. Written one after the other, the first would be refused for a
+//! value that the next is about to give up. So where a group was refused for such a value, its rows step out together before they are
+//! written.
+
+use std::collections::HashSet;
+
+use rusqlite::ffi;
+
+use crate::{
+    apply::{LocalValues, put_back, step_out},
+    entry::{Body, Change, EntryKind, Group},
+    error::Error,
+    id::OriginSeq,
+    pushed::Pushed,
+    store::{Mode, Tx},
+};
+
+/// Rows that are out of their tables.
+pub(crate) struct SteppedOut {
+    /// The changes that are to write them.
+    changes: HashSet<OriginSeq>,
+    kept: LocalValues,
+}
+
+impl SteppedOut {
+    /// Takes those rows of a group out of their tables that these `changes` of it write.
+    pub(crate) fn of(
+        tx: &Tx<'_>,
+        pushed: &Pushed<'_>,
+        group: &Group,
+        changes: &HashSet<OriginSeq>,
+    ) -> Result<Self, Error> {
+        let mut out = Self { changes: HashSet::new(), kept: LocalValues::new() };
+        // Nothing follows from it: the rows come back within the same transaction.
+        tx.set_mode(Mode::Off)?;
+        tx.enforce(false)?;
+        let stepped = pushed.each(tx, group, |n, body| {
+            if let Body::Change(change) = body
+                && changes.contains(&n)
+                && can_step_out(tx, change)
+            {
+                step_out(tx, change, &mut out.kept)?;
+                out.changes.insert(n);
+            }
+            Ok(())
+        });
+        tx.enforce(true)?;
+        stepped?;
+        Ok(out)
+    }
+
+    /// Gives the rows, which these changes have `written` again, back what is local of them.
+    pub(crate) fn put_back(self, tx: &Tx<'_>, written: &HashSet<OriginSeq>) -> Result<(), Error> {
+        // What a change comes to follows from the log, so it is what it was when it was found to write.
+        if let Some(n) = self.changes.difference(written).next() {
+            return Err(Error::Damaged(format!(
+                "the row of change {n} left its table and did not come back"
+            )));
+        }
+        tx.set_mode(Mode::Off)?;
+        put_back(tx, self.kept)
+    }
+}
+
+/// Whether the row can leave its table without anything following from it: nothing does then along with its deletion, and along with a
+/// change of what others refer to.
+fn can_step_out(tx: &Tx<'_>, change: &Change) -> bool {
+    let Some(model) = tx.models.iter().find(|m| m.descriptor.id == change.shape.model) else { return false };
+    if !model.references.cascade() {
+        return true;
+    }
+    let is_written = |column: &str| {
+        let named = |i: usize| change.shape.fields.get(i).is_some_and(|f| f.eq_ignore_ascii_case(column));
+        change.fields.as_ref().is_none_or(|fields| fields.iter().any(|&f| named(usize::from(f))))
+    };
+    change.kind == EntryKind::Upsert && !model.references.are_beside_key(is_written)
+}
+
+/// Whether the database refused a row for a value that another has.
+pub(crate) fn is_taken(error: &Error) -> bool {
+    let Error::Database { source: rusqlite::Error::SqliteFailure(failure, _), .. } = error else {
+        return false;
+    };
+    matches!(failure.extended_code, ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY)
+}
