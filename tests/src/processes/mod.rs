@@ -44,6 +44,8 @@ pub const NAMES: [&str; 3] = ["a", "b", "c"];
 pub const FOUNDER: &str = "a";
 /// No condition takes this long unless something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The same for what gets on, but slowly.
+const PATIENCE_MAX: Duration = Duration::from_secs(600);
 
 /// The folder that all processes share, and what is where in it.
 #[derive(Clone, Debug)]
@@ -340,14 +342,34 @@ impl Stage {
     }
 
     /// Waits until a condition holds, while all that are there are well.
-    pub fn wait<T>(&mut self, what: &str, mut attempt: impl FnMut(&mut Self) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+    pub fn wait<T>(&mut self, what: &str, attempt: impl FnMut(&mut Self) -> Option<T>) -> T {
+        self.wait_while(what, |_| (), attempt)
+    }
+
+    /// The same with a patience that begins anew whenever what `moves` has moved, up to a bound.
+    fn wait_while<T, M: PartialEq>(
+        &mut self,
+        what: &str,
+        moves: impl Fn(&Self) -> M,
+        mut attempt: impl FnMut(&mut Self) -> Option<T>,
+    ) -> T {
+        let began = Instant::now();
+        let (mut moved, mut at) = (began, moves(self));
         loop {
             self.all_are_well();
             if let Some(value) = attempt(self) {
                 return value;
             }
-            assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}\n{}", self.how_all_stand());
+            let now = moves(self);
+            if now != at {
+                (moved, at) = (Instant::now(), now);
+            }
+            assert!(moved.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}\n{}", self.how_all_stand());
+            assert!(
+                began.elapsed() < PATIENCE_MAX,
+                "{what}: not within {PATIENCE_MAX:?}\n{}",
+                self.how_all_stand()
+            );
             sleep(Duration::from_millis(10));
         }
     }
@@ -399,8 +421,11 @@ impl Stage {
     /// Nobody writes any more; waits until all hold the same, nothing waits, and one leads.
     pub fn all_become_level(&mut self) {
         fs::write(self.place.0.join("enough"), "").unwrap();
-        self.wait("all are level", |stage| {
-            let all: Vec<_> = stage.parts.iter().map(|part| stage.standing(part.name)).collect();
+        let standings =
+            |stage: &Self| -> Vec<_> { stage.parts.iter().map(|part| stage.standing(part.name)).collect() };
+        // On a bad way, how long it takes is for what was written meanwhile to say.
+        self.wait_while("all are level", standings, |stage| {
+            let all = standings(stage);
             let leaders = stage.parts.iter().filter_map(|part| part.standing_in_terms(&stage.place));
             let leaders = leaders.filter(|standing| standing.ends_with("| 1")).count();
             let rests = all.iter().all(|(_, waits)| *waits == 0);
