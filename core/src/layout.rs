@@ -77,7 +77,7 @@ impl LogRows {
 
     fn push(&mut self, change: &Change) {
         let begin = self.text.len();
-        change.shape.write_row(change.effect(), change.row_after(), &mut self.text);
+        change.shape.write_row(change.effect(), &change.record, change.row_after(), &mut self.text);
         let text = self.text.len();
         if let Some(fields) = change.written() {
             change.shape.write_field_names(fields, &mut self.text);
@@ -236,12 +236,23 @@ fn load(conn: &Connection, layout: i64) -> Result<Shape, Error> {
 }
 
 impl Shape {
-    /// Appends the text of a row; of its key only, where it is not one that stands after an upsert.
-    pub(crate) fn write_row(&self, kind: EntryKind, row: &[Value], out: &mut String) {
+    /// Appends the text of a row of this record; of its key only, where it is not one that stands after an upsert. A key that
+    /// the record's id says is not said again: `null` stands in its place, which no UUID is.
+    pub(crate) fn write_row(&self, kind: EntryKind, record: &RecordId, row: &[Value], out: &mut String) {
+        let said = self.uuid_key().filter(|&key| record.is_uuid(&row[key]));
+        let value = |i: usize| (if said == Some(i) { &Value::Null } else { &row[i] }, self.uuids[i]);
         if kind == EntryKind::Upsert {
-            value::write_array(row.iter().zip(self.uuids.iter().copied()), out);
+            value::write_array((0..self.uuids.len()).map(value), out);
         } else {
-            value::write_array(self.key.iter().map(|&i| (&row[i], self.uuids[i])), out);
+            value::write_array(self.key.iter().copied().map(value), out);
+        }
+    }
+
+    /// The field that is the key by itself, if it is one of UUIDs.
+    fn uuid_key(&self) -> Option<usize> {
+        match *self.key.as_slice() {
+            [key] if self.uuids[key] => Some(key),
+            _ => None,
         }
     }
 
@@ -285,16 +296,29 @@ impl Shape {
     }
 
     /// Reads [`Shape::write_row`] back; where that wrote the key only, the other fields are NULL.
-    pub(crate) fn read_row(&self, kind: EntryKind, text: &str) -> Result<Vec<Value>, Error> {
+    pub(crate) fn read_row(
+        &self,
+        kind: EntryKind,
+        record: &RecordId,
+        text: &str,
+    ) -> Result<Vec<Value>, Error> {
         let damaged = |e: String| Error::Damaged(format!("a row of model `{}`: {e}", self.model));
+        let mut row;
         if kind == EntryKind::Upsert {
-            return value::read_array(text, &self.uuids).map_err(damaged);
+            row = value::read_array(text, &self.uuids).map_err(damaged)?;
+        } else {
+            let marked: Vec<bool> = self.key.iter().map(|&i| self.uuids[i]).collect();
+            let key = value::read_array(text, &marked).map_err(damaged)?;
+            row = vec![Value::Null; self.fields.len()];
+            for (&i, value) in self.key.iter().zip(key) {
+                row[i] = value;
+            }
         }
-        let marked: Vec<bool> = self.key.iter().map(|&i| self.uuids[i]).collect();
-        let key = value::read_array(text, &marked).map_err(damaged)?;
-        let mut row = vec![Value::Null; self.fields.len()];
-        for (&i, value) in self.key.iter().zip(key) {
-            row[i] = value;
+        if let Some(key) = self.uuid_key().map(|key| &mut row[key])
+            && matches!(key, Value::Null)
+            && let Some(uuid) = record.as_uuid()
+        {
+            *key = Value::Blob(uuid.into());
         }
         Ok(row)
     }
@@ -356,7 +380,7 @@ pub(crate) fn logged_before(
             .query_row(params![model, change.record, seq.0], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
             .optional()?;
         if let Some(said) = said {
-            return said_as(conn, layouts, said).map(Some);
+            return said_as(conn, layouts, &change.record, said).map(Some);
         }
     }
     Ok(None)
@@ -373,18 +397,19 @@ fn said(
         .prepare_cached(sql)?
         .query_row(params![model, record], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
         .optional()?;
-    said.map(|said| said_as(conn, layouts, said)).transpose()
+    said.map(|said| said_as(conn, layouts, record, said)).transpose()
 }
 
 /// What an entry or a pending change says of its record: kind, layout and row.
 pub(crate) fn said_as(
     conn: &Connection,
     layouts: &mut Layouts,
+    record: &RecordId,
     (kind, layout, data): (i64, i64, String),
 ) -> Result<LastSaid, Error> {
     let shape = Arc::clone(layouts.get(conn, layout)?);
     let row = match EntryKind::from_i64(kind) {
-        Some(EntryKind::Upsert) => Some(shape.read_row(EntryKind::Upsert, &data)?),
+        Some(EntryKind::Upsert) => Some(shape.read_row(EntryKind::Upsert, record, &data)?),
         _ => None,
     };
     Ok(LastSaid { shape, row })
@@ -396,5 +421,54 @@ impl LastSaid {
         let row = self.row.as_ref()?;
         let at = |field: &String| self.shape.fields.iter().position(|f| f == field).map(|i| &row[i]);
         Some(shape.fields.iter().map(at).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_read_back_as_it_was_and_says_its_key_once() {
+        let text = "0190a1b2-0000-7000-8000-00000000000a";
+        let uuid = || Value::Blob(uuid::Uuid::parse_str(text).expect("a UUID").into_bytes().into());
+        let shape = |key: &[usize]| Shape {
+            model: "file".into(),
+            fields: ["id", "parent", "name"].map(String::from).to_vec(),
+            key: key.to_vec(),
+            uuids: vec![true, true, false],
+        };
+        let row = |id: Value, parent: Value| vec![id, parent, Value::Text("a".into())];
+        let other = || Value::Blob([7; 16].into());
+        // Whether its key is left out, where it is one that is left out.
+        for (key, row, record, is_said) in [
+            (&[0][..], row(uuid(), other()), text, true),
+            (&[0], row(uuid(), Value::Null), text, true),
+            // Another class than the record's, another record, and no UUID at all.
+            (&[0], row(Value::Text(text.into()), other()), text, false),
+            (&[0], row(other(), other()), text, false),
+            (&[0], row(Value::Blob([1; 3].into()), other()), "x", false),
+            (&[0], row(Value::Null, other()), "x", false),
+            // Not one field, and none of UUIDs.
+            (&[0, 1], row(uuid(), other()), "x", false),
+            (&[2], row(uuid(), other()), "a", false),
+        ] {
+            let (shape, record) = (shape(key), RecordId::from(record));
+            for kind in [EntryKind::Upsert, EntryKind::Delete] {
+                let mut written = String::new();
+                shape.write_row(kind, &record, &row, &mut written);
+                assert_eq!(written.starts_with("[null") && row[0] != Value::Null, is_said, "{written}");
+                let mut expected = row.clone();
+                if kind == EntryKind::Delete {
+                    let others = (0..row.len()).filter(|i| !key.contains(i));
+                    others.for_each(|i| expected[i] = Value::Null);
+                }
+                assert_eq!(
+                    shape.read_row(kind, &record, &written).expect("reads back"),
+                    expected,
+                    "{written}"
+                );
+            }
+        }
     }
 }

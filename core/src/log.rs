@@ -29,12 +29,17 @@ pub(crate) const BATCH_ENTRIES: usize = 8192;
 /// author made, what that replaced, and what stands. They stay below [`UNPACKED_MAX`](crate::wire::UNPACKED_MAX).
 pub(crate) const ROW_MAX: usize = 5 << 18;
 
+/// What neighbours in the log mostly have in common: kind, model, whether the record was there before, layout.
+type Bound = (i64, i64, bool, i64);
+
 /// Appends entries in order, with its statements prepared.
 pub(crate) struct Appender<'c> {
     conn: &'c Connection,
     insert: CachedStatement<'c>,
     /// For most: no old row, no mark, no rank of its own.
     insert_plain: CachedStatement<'c>,
+    /// What it is bound to already: the same for most rows.
+    bound: Option<Bound>,
     earlier: CachedStatement<'c>,
     numbers: &'c Numbers,
     /// Those of the shape before: most rows have the same.
@@ -57,9 +62,10 @@ impl<'c> Appender<'c> {
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
             )?,
             insert_plain: conn.prepare_cached(
-                "INSERT INTO sync_entry (seq, kind, n, stamp, at, model, record, existed, layout, data, fields)
+                "INSERT INTO sync_entry (kind, model, existed, layout, seq, n, stamp, at, record, data, fields)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             )?,
+            bound: None,
             earlier: conn
                 .prepare_cached("SELECT 1 FROM sync_entry WHERE model = ?1 AND record = ?2 LIMIT 1")?,
             last: None,
@@ -128,7 +134,7 @@ impl<'c> Appender<'c> {
         let before = match image {
             Some(image) if change.existed && !self.has_earlier(change)? => {
                 let mut text = String::new();
-                change.shape.write_row(EntryKind::Upsert, image, &mut text);
+                change.shape.write_row(EntryKind::Upsert, &change.record, image, &mut text);
                 Some(text)
             }
             _ => None,
@@ -144,19 +150,23 @@ impl<'c> Appender<'c> {
             None => self.row.set(change),
         };
         if plain {
-            self.insert_plain.execute(params![
-                seq,
-                kind,
-                n,
-                change.stamp,
-                change.at,
-                model,
-                change.record,
-                change.existed,
-                layout,
-                row.text,
-                row.fields
-            ])?;
+            let insert = &mut self.insert_plain;
+            let common = (kind, model, change.existed, layout);
+            if self.bound != Some(common) {
+                insert.raw_bind_parameter(1, kind)?;
+                insert.raw_bind_parameter(2, model)?;
+                insert.raw_bind_parameter(3, change.existed)?;
+                insert.raw_bind_parameter(4, layout)?;
+                self.bound = Some(common);
+            }
+            insert.raw_bind_parameter(5, seq)?;
+            insert.raw_bind_parameter(6, n)?;
+            insert.raw_bind_parameter(7, change.stamp)?;
+            insert.raw_bind_parameter(8, change.at)?;
+            insert.raw_bind_parameter(9, &change.record)?;
+            insert.raw_bind_parameter(10, row.text)?;
+            insert.raw_bind_parameter(11, row.fields)?;
+            insert.raw_execute()?;
             return Ok(());
         }
         self.insert.execute(params![
@@ -493,10 +503,11 @@ impl LogReader {
             }
             _ => {
                 let shape = Arc::clone(self.layouts.get(conn, row.get(5)?)?);
-                let values = shape.read_row(kind, data)?;
+                let record = RecordId::read(row.get_ref(6)?)?;
+                let values = shape.read_row(kind, &record, data)?;
                 let fields = self.layouts.fields(&shape, row.get_ref(8)?)?;
                 let change = Change {
-                    record: RecordId::read(row.get_ref(6)?)?,
+                    record,
                     kind,
                     existed: row.get(7)?,
                     fields,

@@ -79,7 +79,7 @@ pub(crate) fn write_json(change: &Change, text: &mut String) {
         shape.write_field_names(fields, text);
     }
     text.push_str(r#","row":"#);
-    shape.write_row(change.kind, &change.row, text);
+    shape.write_row(change.kind, &change.record, &change.row, text);
     if let Some(old) = change.old_values() {
         text.push_str(r#","old":"#);
         shape.write_values(change.fields.as_deref().unwrap_or_default(), old, text);
@@ -131,7 +131,7 @@ pub(crate) fn from_json(text: &str, layouts: &mut Layouts, mut change: Change) -
         Kind::Delete => EntryKind::Delete,
         Kind::None => EntryKind::Noop,
     };
-    change.row = shape.read_row(change.kind, authored.row.get())?;
+    change.row = shape.read_row(change.kind, &change.record, authored.row.get())?;
     change.fields = match authored.fields {
         Some(names) => layouts
             .fields(&shape, ValueRef::Text(names.get().as_bytes()))

@@ -127,7 +127,7 @@ impl Layer {
     fn lay(&self, tx: &Tx<'_>, image: &mut Change) -> Result<(), Error> {
         let (data, old): (String, Option<String>) =
             tx.conn.prepare_cached(VALUES)?.query_row([self.id], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let row = self.shape.read_row(self.kind, &data)?;
+        let row = self.shape.read_row(self.kind, &image.record, &data)?;
         let model = tx.models.iter().find(|m| m.descriptor.id == self.shape.model);
         // Over a record that is gone the whole row stands, until the leader has decided.
         let whole = image.kind == EntryKind::Delete || self.kind == EntryKind::Delete;
@@ -135,9 +135,12 @@ impl Layer {
         let reduces =
             !whole && model.is_some_and(|m| m.descriptor.fields.iter().any(|f| f.reducer.is_some()));
         let before = match &old {
-            Some(before) if reduces => {
-                Some(pending::read_before(&self.shape, before, &row, self.fields.as_deref())?)
-            }
+            Some(before) if reduces => Some(pending::read_before(
+                (&self.shape, &image.record),
+                before,
+                &row,
+                self.fields.as_deref(),
+            )?),
             _ => None,
         };
         image.kind = self.kind;

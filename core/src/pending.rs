@@ -306,13 +306,13 @@ const OLD: &str = "{\"old\":";
 
 /// Reads [`before_text`] back: the whole row before a change to `row` that changed these fields.
 pub(crate) fn read_before(
-    shape: &Shape,
+    (shape, record): (&Shape, &RecordId),
     text: &str,
     row: &[Value],
     fields: Option<&[u16]>,
 ) -> Result<Vec<Value>, Error> {
     let Some(old) = text.strip_prefix(OLD).and_then(|old| old.strip_suffix('}')) else {
-        return shape.read_row(EntryKind::Upsert, text);
+        return shape.read_row(EntryKind::Upsert, record, text);
     };
     let damaged = |e: String| Error::Damaged(format!("old values of model `{}`: {e}", shape.model));
     let fields = fields.unwrap_or_default();
@@ -330,15 +330,16 @@ pub(crate) fn read_change(conn: &Connection, layouts: &mut Layouts, row: &Row<'_
         .ok_or_else(|| Error::Damaged(format!("a pending change is of kind {kind}")))?;
     let data: String = row.get(at::DATA)?;
     let shape = Arc::clone(layouts.get(conn, row.get(at::LAYOUT)?)?);
-    let values = shape.read_row(kind, &data)?;
+    let record = RecordId::read(row.get_ref(at::RECORD)?)?;
+    let values = shape.read_row(kind, &record, &data)?;
     let fields = layouts.fields(&shape, row.get_ref(at::FIELDS)?)?;
     let before = match row.get::<_, Option<String>>(at::BEFORE)? {
-        Some(before) => Some(read_before(&shape, &before, &values, fields.as_deref())?),
+        Some(before) => Some(read_before((&shape, &record), &before, &values, fields.as_deref())?),
         None => None,
     };
     Ok(Change {
         shape,
-        record: RecordId::read(row.get_ref(at::RECORD)?)?,
+        record,
         kind,
         existed: row.get(at::EXISTED)?,
         fields,

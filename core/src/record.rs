@@ -36,6 +36,21 @@ impl RecordId {
     }
 }
 
+impl RecordId {
+    /// The bytes of a UUID, where it is one.
+    pub(crate) fn as_uuid(&self) -> Option<&[u8]> {
+        match &self.0 {
+            Id::Uuid(uuid) => Some(uuid),
+            Id::Text(_) => None,
+        }
+    }
+
+    /// Whether the value is the UUID that it is, as bytes.
+    pub(crate) fn is_uuid(&self, value: &Value) -> bool {
+        matches!(value, Value::Blob(bytes) if self.as_uuid() == Some(bytes))
+    }
+}
+
 impl Shape {
     /// The id of the record that a row of this shape is of.
     pub(crate) fn record_id(&self, row: &[Value]) -> RecordId {

@@ -694,7 +694,7 @@ fn standing_row(tx: &Tx<'_>, model: &Model, change: &Change) -> Result<Option<Ve
 
 pub(crate) fn row_text(change: &Change, kind: EntryKind, row: &[Value]) -> String {
     let mut text = String::new();
-    change.shape.write_row(kind, row, &mut text);
+    change.shape.write_row(kind, &change.record, row, &mut text);
     text
 }
 

@@ -237,7 +237,7 @@ impl<'c> Known<'c> {
         }
         drop(rows);
         let said = match last {
-            Some(last) => Some(said_as(tx.conn, &mut lookup.layouts, last)?),
+            Some(last) => Some(said_as(tx.conn, &mut lookup.layouts, &change.record, last)?),
             None => last_logged(tx.conn, &mut lookup.layouts, number, &change.record)?,
         };
         lookup.has_entry = said.is_some();

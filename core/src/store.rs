@@ -41,7 +41,7 @@ pub(crate) const SQLITE_NEEDED: (&str, i32) = ("3.51.3", 3_051_003);
 /// How long the engine waits for another process that writes.
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Page cache of the engine's connection, in KiB.
-const CACHE_KIB: i64 = 8 * 1024;
+const CACHE_KIB: i64 = 4 * 1024;
 /// Prepared statements kept at hand.
 const STATEMENTS: usize = 64;
 

@@ -15,6 +15,7 @@
 
 use std::fmt;
 
+use memchr::memchr2;
 use sea_orm::sea_query::{ArrayType, Value as SeaValue};
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use uuid::Uuid;
@@ -260,8 +261,10 @@ fn read_plain(json: &str, is_uuid: &[bool]) -> Option<Vec<Value>> {
         }
         let value;
         if let Some(text) = rest.strip_prefix('"') {
-            let end = text.bytes().position(|byte| byte < 0x20 || byte == b'"' || byte == b'\\')?;
-            let (text, behind) = text.split_at(end);
+            let (text, behind) = text.split_at(memchr2(b'"', b'\\', text.as_bytes())?);
+            if text.bytes().fold(false, |any, byte| any | (byte < 0x20)) {
+                return None;
+            }
             rest = behind.strip_prefix('"')?;
             value = if *is_uuid {
                 Value::Blob(Uuid::try_parse(text).ok()?.as_bytes().into())

@@ -191,8 +191,8 @@ const TABLES: &[&str] = &[
     )",
     "CREATE INDEX sync_group_origin ON sync_group (origin, last_n)",
     // The log. rank: what the change competes by, where that is not its stamp. kind: 0 noop, 1 upsert, 2 delete, 3 term start, 4 member. record: 16 bytes for a UUID, else text. data:
-    // the row as it is after the entry (of a deletion or a noop, the key), a JSON array in the order of its layout; the view
-    // sync_log names the fields. fields: the changed columns, NULL for all. before: the row before it, where no earlier entry has it.
+    // the row as it is after the entry (of a deletion or a noop, the key), a JSON array in the order of its layout, null for
+    // a key that record says; the view sync_log names the fields. fields: the changed columns, NULL for all. before: the row before it, where no earlier entry has it.
     // change: what its author made of the record, where the entry came to something else: an object with kind, fields,
     // row, old values, what was dropped, why it was refused. decides: what its author, a person, decided with it: 'resolves'
     // a conflict, 'retries' or 'discards' a dead letter, and its id.
@@ -301,20 +301,27 @@ const TABLES: &[&str] = &[
         (SELECT o.device FROM sync_group g JOIN sync_origin o ON o.id = g.origin
             WHERE g.first <= e.seq AND e.n IS NOT NULL ORDER BY g.first DESC LIMIT 1) AS device,
         (SELECT m.name FROM sync_model m WHERE m.id = e.model) AS model,
-        CASE typeof(e.record) WHEN 'blob' THEN lower(
-            substr(hex(e.record), 1, 8) || '-' || substr(hex(e.record), 9, 4) || '-' ||
-            substr(hex(e.record), 13, 4) || '-' || substr(hex(e.record), 17, 4) || '-' ||
-            substr(hex(e.record), 21)) ELSE e.record END AS record,
+        e.id AS record,
         CASE e.kind WHEN 0 THEN 'noop' WHEN 1 THEN iif(e.existed, 'update', 'insert') WHEN 2 THEN 'delete'
             WHEN 3 THEN 'term start' WHEN 4 THEN 'member' ELSE 'other' END AS kind,
         e.fields AS changed_fields,
         CASE WHEN e.layout IS NULL THEN e.data ELSE (
             SELECT json_group_object(
                 name.value,
-                CASE WHEN cell.type IN ('object', 'array') THEN json(cell.value) ELSE cell.value END)
+                CASE
+                    WHEN cell.type IN ('object', 'array') THEN json(cell.value)
+                    WHEN cell.type = 'null' AND typeof(e.record) = 'blob' AND l.key = '[' || name.key || ']' THEN e.id
+                    ELSE cell.value
+                END)
             FROM sync_layout l, json_each(e.data) cell, json_each(l.fields) name
             WHERE l.id = e.layout AND name.key = CASE e.kind WHEN 1 THEN cell.key ELSE l.key ->> cell.key END
         ) END AS data,
         e.actor
-    FROM sync_entry e",
+    FROM (
+        SELECT *, CASE typeof(record) WHEN 'blob' THEN lower(
+            substr(hex(record), 1, 8) || '-' || substr(hex(record), 9, 4) || '-' ||
+            substr(hex(record), 13, 4) || '-' || substr(hex(record), 17, 4) || '-' ||
+            substr(hex(record), 21)) ELSE record END AS id
+        FROM sync_entry
+    ) e",
 ];

@@ -100,7 +100,7 @@ fn last_entry(
     let Some((kind, layout, data)) = found else { return Ok(None) };
     let kind = if kind == EntryKind::Delete as i64 { EntryKind::Delete } else { EntryKind::Upsert };
     let shape = Arc::clone(layouts.get(tx.conn, layout)?);
-    let row = shape.read_row(kind, &data)?;
+    let row = shape.read_row(kind, record, &data)?;
     Ok(Some(LastEntry { record: record.clone(), kind, shape, row }))
 }
 
