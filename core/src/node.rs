@@ -175,6 +175,12 @@ impl Shared {
     }
 
     /// Notes what a follower confirmed, and shows it.
+    /// Whether the follower has opened no other channel since this one was served.
+    fn is_newest(&self, device: DeviceId, channel: u64) -> bool {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.get(&device).is_none_or(|slot| slot.channel <= channel)
+    }
+
     fn set_slot(&self, device: DeviceId, channel: u64, confirmed: Option<(Term, Position)>) {
         let (lead, members) = {
             let pulse = self.library.engine.pulse();

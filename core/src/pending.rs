@@ -89,7 +89,8 @@ impl PushedUpTo {
 pub(crate) fn read(conn: &Connection, after: &PushedUpTo) -> Result<Option<Push>, Error> {
     let mut layouts = Layouts::default();
     let mut batch = Batch { after: Position::EMPTY, entries: Vec::new(), groups: Vec::new() };
-    if let Some((group, sent)) = &after.open {
+    let mut open = after.open.as_ref();
+    if let Some((group, sent)) = open {
         batch.after.seq = *sent;
         batch.groups.push(group.clone());
     }
@@ -100,11 +101,20 @@ pub(crate) fn read(conn: &Connection, after: &PushedUpTo) -> Result<Option<Push>
     let mut statement = conn.prepare_cached(BY_ID)?;
     let mut rows = statement.query([after.id])?;
     while let Some(row) = rows.next()? {
-        let seq = batch.last().next();
         let n = OriginSeq(row.get(at::N)?);
+        if let Some((group, sent)) = open
+            && ids.is_empty()
+            && !is_change_of(row, group, sent.next())?
+        {
+            // The group that was begun is in the log by now, from elsewhere: what is pending behind it begins anew.
+            open = None;
+            batch.groups.clear();
+            (batch.after.seq, size) = (Seq(0), 0);
+        }
+        let seq = batch.last().next();
         let goes_on = batch.groups.last().is_some_and(|open| seq <= open.last);
         if !goes_on {
-            if after.open.is_some() {
+            if open.is_some() {
                 break;
             }
             let group = read_group(conn, row, seq)?;
@@ -139,6 +149,13 @@ pub(crate) fn read(conn: &Connection, after: &PushedUpTo) -> Result<Option<Push>
     let last = batch.last();
     batch.groups.retain(|group| group.first <= last);
     Ok(ids.last().map(|&last_id| Push { batch, last_id }))
+}
+
+/// Whether a pending change is the one that stands at this seq of a push of the group.
+fn is_change_of(row: &Row<'_>, group: &Group, seq: Seq) -> Result<bool, Error> {
+    let (origin, n, tag): (String, u64, i64) = (row.get("origin")?, row.get(at::N)?, row.get("tag")?);
+    let expected = group.first_n.0 + (seq.0 - group.first.0);
+    Ok(origin == group.origin.to_string() && tag as u64 == group.tag && n == expected)
 }
 
 /// The origins that have pending changes: from one to the next by the index, however many changes each has.

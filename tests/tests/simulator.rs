@@ -397,3 +397,17 @@ fn what_a_new_leader_has_yet_to_sequence_leaves_no_row_that_refers_to_nothing() 
     let then = [Write(0, 480920476758), Write(1, 263475510024), Write(0, 362973923044)];
     holds(20595, 2, &[&before[..], &then, &[Write(0, 751367150229), Batches(3), HandOver(0, 1)]].concat());
 }
+
+#[test]
+fn a_group_that_comes_into_the_log_while_it_is_pushed_is_not_gone_on_with_by_what_is_pending_behind_it() {
+    let before = [
+        Round(1),
+        Cut(1, 0),
+        Write(1, 702478966346),
+        Round(1),
+        Write(1, 1049841224216),
+        Round(1),
+        Write(1, 508479332964),
+    ];
+    holds(744, 2, &[&before[..], &[Batches(1), CopyTo(1, 0), Write(0, 868037250328)]].concat());
+}

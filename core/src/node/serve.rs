@@ -333,8 +333,10 @@ async fn listen(
                 }
             }
             Ok(Message::Push { max_seen, position, batch }) => {
-                let answer = match take_push(&shared, peer, lead, (max_seen, position), batch, bytes).await {
-                    Ok(answer) => answer,
+                let said = (max_seen, position);
+                let answer = match take_push(&shared, (peer, number), lead, said, batch, bytes).await {
+                    Ok(Some(answer)) => answer,
+                    Ok(None) => break Ok(()),
                     Err(error) => break Err(error),
                 };
                 if tell.send(Heard::Pushed(answer)).await.is_err() {
@@ -348,31 +350,40 @@ async fn listen(
                 tracing::warn!(%peer, ?other, "a follower sent what only a leader may; its channel is closed");
                 break Ok(());
             }
-            Err(error) => break Err(Error::Damaged(format!("what device {peer} sent: {error}"))),
+            Err(error) => break Err(unreadable(peer, &error)),
         }
     };
     let _ = tell.send(Heard::Over(end)).await;
 }
 
-/// Unpacks what a follower pushed beside the engine, and has it sequenced.
+/// Unpacks what a follower pushed beside the engine, and has it sequenced; `None` where it has opened another channel since:
+/// there it began anew, and what was still on its way here would come between the parts of a group.
 async fn take_push(
-    shared: &Shared,
-    pusher: DeviceId,
+    shared: &Arc<Shared>,
+    (pusher, channel): (DeviceId, u64),
     lead: Term,
     (max_seen, position): (Term, Position),
     batch: Columns,
     message: Vec<u8>,
-) -> Result<Message, Error> {
-    let damaged = |e: Unreadable| Error::Damaged(format!("what was pushed: {e}"));
+) -> Result<Option<Message>, Error> {
     let batch = tokio::task::spawn_blocking(|| batch.into_batch())
         .await
         .map_err(|e| Error::Stopped { reason: e.to_string() })?
-        .map_err(damaged)?;
+        .map_err(|e| unreadable(pusher, &e))?;
     // What is pending here goes first; others have their turn in between.
     shared.library.engine.sequence_pending().await?;
     let push = Push { max_seen, position, batch, message };
-    let changes = shared.library.changes.clone();
-    shared.library.engine.step(move |driver| serving::take_push(driver, pusher, lead, push, &changes)).await
+    let serving = Arc::clone(shared);
+    let step = move |driver: &mut Driver| {
+        let takes = serving.is_newest(pusher, channel);
+        takes.then(|| serving::take_push(driver, pusher, lead, push, &serving.library.changes)).transpose()
+    };
+    shared.library.engine.step(step).await
+}
+
+fn unreadable(peer: DeviceId, error: &Unreadable) -> Error {
+    let reason = format!("what it sent is not used: {error}");
+    TransportError::Broken { peer, reason }.into()
 }
 
 /// How often a follower's position is written down, beside being kept in memory.

@@ -615,9 +615,17 @@ pub fn shows(message: &[u8]) -> Option<Term> {
     }
 }
 
+/// [`kind`] of what no device that keeps to the protocol sends.
+pub const UNREADABLE: &str = "unreadable";
+
 /// What a message is, for counting.
 pub fn kind(message: &[u8]) -> &'static str {
     match Message::decode(message) {
+        Ok(Message::Push { batch, .. } | Message::Entries { batch, .. })
+            if batch.clone().into_batch().is_err() =>
+        {
+            UNREADABLE
+        }
         Ok(Message::Subscribe { .. }) => "subscribe",
         Ok(Message::History { .. }) => "history",
         Ok(Message::Confirm { .. }) => "confirm",
@@ -640,6 +648,6 @@ pub fn kind(message: &[u8]) -> &'static str {
         Ok(Message::BelowFloor { .. }) => "below floor",
         Ok(Message::NotLeader { .. }) => "not leader",
         Ok(Message::Refused { .. }) => "refused",
-        Err(_) => "unreadable",
+        Err(_) => UNREADABLE,
     }
 }

@@ -20,6 +20,7 @@
 //! | `totals` | what adds up adds up |
 //! | `level` | once all is well, all devices become the same |
 //! | `step` | no step fails |
+//! | `readable` | what a device sends can be read |
 
 use std::hash::Hasher;
 

@@ -12,7 +12,14 @@ impl Simulation {
     pub(super) fn send(&mut self, from: usize, to: usize, bytes: Vec<u8>) -> Done {
         let shown = &mut self.views[from].shown;
         *shown = (*shown).max(replica::shows(&bytes));
-        self.counters.count(format!("sent: {}", replica::kind(&bytes)));
+        let kind = replica::kind(&bytes);
+        if kind == replica::UNREADABLE {
+            return Err(Broken::new(
+                "readable",
+                format!("device {from} sends device {to} what cannot be read"),
+            ));
+        }
+        self.counters.count(format!("sent: {kind}"));
         self.network.send(Packet { from, to, bytes });
         Ok(())
     }
