@@ -13,6 +13,7 @@ mod writer;
 
 use std::{
     collections::{HashMap, hash_map},
+    hash::{Hash, Hasher},
     sync::Arc,
 };
 
@@ -119,15 +120,25 @@ const SMALL_MESSAGE: usize = 16 << 10;
 /// See [`Arrived::is_large`].
 const LARGE: usize = 1000;
 
+/// A record of a model, found by the record: of two models seldom one has the id of the other.
+#[derive(PartialEq, Eq)]
+struct Of<'b>(&'b str, &'b RecordId);
+
+impl Hash for Of<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.1.hash(state);
+    }
+}
+
 fn company(batch: &Batch) -> Vec<Company> {
     // Of each record the last entry with an effect.
-    let mut last: HashMap<_, Option<usize>, _> =
+    let mut last: HashMap<Of<'_>, Option<usize>, _> =
         HashMap::with_capacity_and_hasher(batch.entries.len(), foldhash::fast::RandomState::default());
     let mut company = vec![Company::default(); batch.entries.len()];
     for (i, entry) in batch.entries.iter().enumerate() {
         let Body::Change(change) = &entry.body else { continue };
         let effective = change.effect() != EntryKind::Noop;
-        match last.entry((change.shape.model.as_str(), &change.record)) {
+        match last.entry(Of(&change.shape.model, &change.record)) {
             hash_map::Entry::Vacant(place) => {
                 place.insert(effective.then_some(i));
             }

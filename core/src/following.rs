@@ -273,6 +273,9 @@ fn has_time(taken: Duration, is_waited_for: bool) -> bool {
     taken < if is_waited_for { TOGETHER_FOR } else { TOGETHER_ALONE }
 }
 
+/// Says what is there behind what was taken; waits for it a little, until that has to end.
+type More<'m> = dyn FnMut(&dyn Fn() -> bool) -> Option<Box<Received>> + 'm;
+
 /// What batches came to that were applied together.
 struct Together {
     /// The last that was looked at.
@@ -286,7 +289,7 @@ struct Together {
 fn apply_together(
     driver: &mut Driver,
     first: Box<Received>,
-    more: &mut dyn FnMut() -> Option<Box<Received>>,
+    more: &mut More<'_>,
 ) -> Result<Result<Together, Vec<Vec<u8>>>, Error> {
     let began = Instant::now();
     let changes = first.changes.clone();
@@ -304,11 +307,12 @@ fn apply_together(
                 reached = Some((position, *top));
             }
             taken.push(std::mem::take(message));
+            let is_over = || !has_time(began.elapsed(), gate.is_waited_for());
             let goes_on = matches!(applied, Applied::To(_) | Applied::Staged(_))
                 && received.has_more_behind()
                 && taken.len() < TOGETHER_MAX
-                && has_time(began.elapsed(), gate.is_waited_for());
-            match if goes_on { more() } else { None } {
+                && !is_over();
+            match if goes_on { more(&is_over) } else { None } {
                 Some(next) => received = next,
                 None => {
                     images.write(tx)?;
@@ -361,7 +365,7 @@ impl Following {
         &mut self,
         driver: &mut Driver,
         first: Box<Received>,
-        more: &mut dyn FnMut() -> Option<Box<Received>>,
+        more: &mut More<'_>,
     ) -> Result<(Heard, Position), Error> {
         let (lead, mut top, changes) = (first.lead, first.top, first.changes.clone());
         if let Some(foreign) = self.foreign(lead) {

@@ -3,7 +3,10 @@
 //! It follows from the record's key ([`value::record_id`]). Most keys are a UUID, so that is kept as its 16 bytes, in memory as
 //! in the sync tables; any other id is its text.
 
-use std::fmt;
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+};
 
 use rusqlite::{
     ToSql,
@@ -17,11 +20,21 @@ use crate::{entry::Shape, error::Error, value, value::Value};
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct RecordId(Id);
 
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Id {
     Uuid([u8; 16]),
     /// Never the canonical text of a UUID.
     Text(Box<str>),
+}
+
+impl Hash for Id {
+    /// In one piece: a batch looks its records up again and again.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Uuid(uuid) => state.write(uuid),
+            Self::Text(text) => text.hash(state),
+        }
+    }
 }
 
 impl RecordId {

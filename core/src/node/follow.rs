@@ -604,7 +604,8 @@ impl Session<'_> {
         let (mut following, lead) = (self.following.clone(), first.lead());
         let mut incoming = std::mem::replace(&mut self.incoming, Incoming::closed());
         let step = move |driver: &mut Driver| {
-            let done = following.take_together(driver, first, &mut || incoming.entries_of(lead))?;
+            let done = following
+                .take_together(driver, first, &mut |has_to_end| incoming.entries_of(lead, has_to_end))?;
             Ok((done, following, incoming))
         };
         let done;

@@ -29,8 +29,9 @@ const AHEAD: usize = 1;
 const LARGE: usize = 16 << 10;
 /// Messages that may wait to be taken, the small ones with them. Reading goes on when one was.
 const WAITING_MAX: usize = 16;
-/// A transaction that applies several batches waits for the next at most this long: for it to be unpacked.
-const COMES_AT_ONCE: Duration = Duration::from_millis(5);
+/// A transaction that applies several batches waits for the next at most this long, while nobody else is to write: for it to
+/// arrive and be unpacked.
+const COMES_AT_ONCE: Duration = Duration::from_millis(20);
 /// How often it looks meanwhile.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
 
@@ -72,14 +73,17 @@ impl Incoming {
     }
 
     /// The next entries, if they are there or come at once and were sent in this term. What only tells where the leader's log
-    /// reaches is passed for them, and is next afterwards; anything else is not. To be asked on a thread that may wait.
-    pub(super) fn entries_of(&mut self, lead: Term) -> Option<Box<Received>> {
+    /// reaches is passed for them, and is next afterwards; anything else is not. To be asked on a thread that may wait, until it
+    /// `has_to_end`.
+    pub(super) fn entries_of(&mut self, lead: Term, has_to_end: &dyn Fn() -> bool) -> Option<Box<Received>> {
         let patience = Instant::now() + COMES_AT_ONCE;
         while self.passed.len() < WAITING_MAX && self.passed.back().is_none_or(is_top) {
             match self.waiting.try_recv() {
                 Ok((Ok(Unpacked::Entries(received)), _)) if received.lead() == lead => return Some(received),
                 Ok((other, _)) => self.passed.push_back(other),
-                Err(TryRecvError::Empty) if Instant::now() < patience => thread::sleep(LOOK_EVERY),
+                Err(TryRecvError::Empty) if Instant::now() < patience && !has_to_end() => {
+                    thread::sleep(LOOK_EVERY);
+                }
                 Err(_) => return None,
             }
         }
@@ -169,8 +173,8 @@ mod tests {
     async fn entries_are_found_behind_where_the_log_reaches_and_that_is_next_afterwards() {
         let lead = term(1);
         let mut incoming = with(&[top(lead), entries(lead), top(lead), entries(lead), entries(lead)]);
-        assert!(incoming.entries_of(lead).is_some());
-        assert!(incoming.entries_of(lead).is_some());
+        assert!(incoming.entries_of(lead, &|| false).is_some());
+        assert!(incoming.entries_of(lead, &|| false).is_some());
         assert_eq!(rest(incoming).await, ["top", "top", "entries"]);
     }
 
@@ -178,8 +182,8 @@ mod tests {
     async fn nothing_is_passed_for_entries_but_where_the_log_reaches() {
         let lead = term(1);
         let mut incoming = with(&[top(lead), Message::MoreHistory, entries(lead)]);
-        assert!(incoming.entries_of(lead).is_none());
-        assert!(incoming.entries_of(lead).is_none(), "what was passed comes first");
+        assert!(incoming.entries_of(lead, &|| false).is_none());
+        assert!(incoming.entries_of(lead, &|| false).is_none(), "what was passed comes first");
         assert_eq!(rest(incoming).await, ["top", "other", "entries"]);
     }
 
@@ -187,8 +191,19 @@ mod tests {
     async fn entries_of_another_term_are_left_where_they_are() {
         let (lead, other) = (term(2), term(1));
         let mut incoming = with(&[entries(other), entries(lead)]);
-        assert!(incoming.entries_of(lead).is_none());
+        assert!(incoming.entries_of(lead, &|| false).is_none());
         assert_eq!(rest(incoming).await, ["entries", "entries"]);
+    }
+
+    #[tokio::test]
+    async fn what_may_come_is_not_waited_for_where_it_has_to_end() {
+        let (_to, waiting) = mpsc::channel(1);
+        let mut incoming = Incoming { waiting, passed: VecDeque::new() };
+        let asked = std::cell::Cell::new(0);
+        let began = Instant::now();
+        let has_to_end = || asked.replace(asked.get() + 1) == 2;
+        assert!(incoming.entries_of(term(1), &has_to_end).is_none());
+        assert!(asked.get() == 3 || began.elapsed() >= COMES_AT_ONCE, "{} times", asked.get());
     }
 
     #[tokio::test]
@@ -197,7 +212,7 @@ mod tests {
         let mut messages: Vec<_> = (0..=WAITING_MAX).map(|_| top(lead)).collect();
         messages.push(entries(lead));
         let mut incoming = with(&messages);
-        assert!(incoming.entries_of(lead).is_none());
+        assert!(incoming.entries_of(lead, &|| false).is_none());
         assert_eq!(incoming.passed.len(), WAITING_MAX);
         assert_eq!(rest(incoming).await.len(), messages.len());
     }

@@ -243,7 +243,7 @@ impl Columns {
         };
         let mut shapes: HashMap<*const Shape, u16, foldhash::fast::RandomState> = HashMap::default();
         let mut sets: HashMap<&[u16], u32, foldhash::fast::RandomState> = HashMap::default();
-        let mut rows = follows::Rows::default();
+        let mut rows = follows::Rows::of(count);
         let (mut stamp, mut at) = (0u64, 0i64);
         for entry in &batch.entries {
             match columns.terms.last_mut() {

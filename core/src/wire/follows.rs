@@ -18,12 +18,16 @@ use crate::{
 const REPEATED_MAX: usize = 4 << 20;
 
 /// The last row that the batch has of each record.
-#[derive(Default)]
 pub(super) struct Rows<'b>(HashMap<Record<'b>, (u16, &'b Change), foldhash::fast::RandomState>);
 
 type Record<'b> = (*const Shape, &'b RecordId);
 
 impl<'b> Rows<'b> {
+    /// Of a batch of so many entries.
+    pub(super) fn of(entries: usize) -> Self {
+        Self(HashMap::with_capacity_and_hasher(entries, foldhash::fast::RandomState::default()))
+    }
+
     /// How many changes before this one, the batch's `index`th, the one is whose row its own follows; zero if there is
     /// none.
     pub(super) fn follows(&mut self, index: usize, change: &'b Change) -> u16 {
