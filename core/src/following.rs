@@ -302,11 +302,13 @@ fn apply_together(
         loop {
             let Received { lead, arrived, message, top, .. } = &mut *received;
             let applied =
-                apply::apply(tx, *lead, arrived, message, Rows::AtTheEnd(&mut images), told.touched())?;
+                apply::apply(tx, *lead, arrived, message, Rows::AtTheEnd(&mut images), told.touched());
+            // The one that met a constraint is given back with the others.
+            taken.push(std::mem::take(message));
+            let applied = applied?;
             if let Applied::To(position) = applied {
                 reached = Some((position, *top));
             }
-            taken.push(std::mem::take(message));
             let is_over = || !has_time(began.elapsed(), gate.is_waited_for());
             let goes_on = matches!(applied, Applied::To(_) | Applied::Staged(_))
                 && received.has_more_behind()

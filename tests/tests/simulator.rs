@@ -12,7 +12,7 @@ use tidelog_tests::sim::{
     schedule::{
         Event::{
             self, BackUp, Batches, CopyTo, CrashIn, Cut, Decide, Deliver, Double, HandOver, Inquire, Lose,
-            LosePower, Mend, Push, Reclaim, Restore, Round, Seal, Subscribe, TakeOver, Write,
+            LosePower, Mend, Push, Reassign, Reclaim, Restore, Round, Seal, Subscribe, TakeOver, Write,
         },
         Schedule,
     },
@@ -410,4 +410,10 @@ fn a_group_that_comes_into_the_log_while_it_is_pushed_is_not_gone_on_with_by_wha
         Write(1, 508479332964),
     ];
     holds(744, 2, &[&before[..], &[Batches(1), CopyTo(1, 0), Write(0, 868037250328)]].concat());
+}
+
+#[test]
+fn what_meets_a_constraint_among_entries_that_are_taken_together_is_taken_by_itself_and_not_passed_over() {
+    let before = [Round(0), Round(1), Write(1, 569175257943), Reassign(0, 2), Round(2)];
+    holds(40, 3, &[&before[..], &[Batches(2), Write(2, 935176187687)]].concat());
 }

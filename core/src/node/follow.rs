@@ -99,7 +99,9 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
     loop {
         let mut seen = pulse.borrow().max_seen;
         let mut tried = None;
+        // Why, by the last that was tried; what broke with one says more than that another does not lead.
         let mut lost = "no peer is configured for this library: add one".to_owned();
+        let mut broke = None;
         // It led, and does not know of it.
         let forgot = seen.leader == shared.transport.device() && pulse.borrow().granted.is_none();
         let mut redirected = false;
@@ -112,7 +114,7 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
                     hint = leader.filter(|leader| *leader != peer && *leader != shared.transport.device());
                     redirected = hint.is_some();
                 }
-                Ok(End::Lost(reason)) => lost = reason,
+                Ok(End::Lost(reason)) => broke = Some(reason),
                 Ok(End::Stopped(reason)) => return Some(reason),
                 Ok(End::BelowFloor { common, floor }) => match outrank(shared, peer, common, floor).await {
                     Ok(reason) => return reason,
@@ -133,6 +135,7 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
                 Err(error) if error.may_pass() => lost = error.to_string(),
                 Err(error) => return Some(error.to_string()),
             }
+            tracing::debug!(library = %shared.library.id, %peer, reason = broke.as_ref().unwrap_or(&lost), "following has ended");
             if shared.library.status.borrow().position != applied_before {
                 backoff = retry();
                 redirects = 0;
@@ -154,6 +157,7 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
             continue;
         }
         redirects = 0;
+        lost = broke.unwrap_or(lost);
         if forgot && seen > Term::ZERO {
             lost = format!(
                 "this device led in term {seen}, and its database does not know of that: it is an older state of itself. \

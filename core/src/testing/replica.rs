@@ -19,6 +19,7 @@ use tokio::sync::{broadcast, watch};
 use self::request::Request;
 pub use crate::inject::{Crash, Place, Safeguard, crash_after, limit_batches, passed, switch_off};
 use crate::{
+    attempt,
     conflict::{self, Choice, Conflict, ConflictId},
     dead_letter::{self, DeadLetter, DeadLetterId},
     decide,
@@ -532,6 +533,15 @@ impl Replica {
         let changes = broadcast::Sender::new(1);
         let heard = match Unpacked::of(message.to_vec(), &changes) {
             Err(error) => Heard::End(End::Lost(error.to_string())),
+            // Some as what comes in a row is taken, others as what comes by itself.
+            Ok(Unpacked::Entries(received)) if received.arrived.last().0 % 2 == 1 => {
+                let mut rest = in_two(message).into_iter();
+                let mut next = || match Unpacked::of(rest.next()?, &changes) {
+                    Ok(Unpacked::Entries(received)) => Some(received),
+                    _ => None,
+                };
+                following.take_together(driver, next().unwrap_or(received), &mut |_| next())?.0
+            }
             Ok(Unpacked::Entries(mut received)) => match following.take_entries(driver, &mut received)? {
                 Heard::Again => following.take_entries(driver, &mut received)?,
                 heard => heard,
@@ -578,6 +588,19 @@ impl Replica {
         }
         Ok(came)
     }
+}
+
+/// The message of entries as two: its first group, and the rest. As it is, where it has one group or is none.
+fn in_two(message: &[u8]) -> Vec<Vec<u8>> {
+    let whole = || vec![message.to_vec()];
+    let Ok(Message::Entries { lead, floor, top, batch }) = Message::decode(message) else { return whole() };
+    let Ok(batch) = batch.into_batch() else { return whole() };
+    let (first, rest) = attempt::split(batch, 1);
+    let Some(mut rest) = rest else { return whole() };
+    if let Some(last) = first.entries.last() {
+        rest.after.term = last.term;
+    }
+    [first, rest].map(|half| Message::entries(lead, floor, top, &half).encode()).into()
 }
 
 fn refused(reason: &str) -> Came {
