@@ -254,7 +254,7 @@ impl Fate {
 /// One way through a group.
 #[derive(Default)]
 struct Pass {
-    /// Refused by the database on the way.
+    /// Refused on the way: by the database, or, of an atomic scope, by whatever else.
     refused: Fallen,
     /// Those of them that met a value that another row has.
     met_taken: HashSet<OriginSeq>,
@@ -265,8 +265,13 @@ struct Pass {
     before: Seq,
     /// Changes that wrote or deleted their row.
     wrote: Vec<Wrote>,
-    /// Those that have an atomic mark.
+    /// Those that have an atomic mark, and those that followed from a decision that has one.
     marks: Vec<(OriginSeq, String)>,
+    /// Those of them that fall with others without being refused themselves: decisions that came too late, and what followed
+    /// from a decision.
+    without_own: HashSet<OriginSeq>,
+    /// Marks of which one decision came too late.
+    late: HashSet<String>,
     /// What came below another row of a tree.
     moves: Moves,
     /// How writes are captured now.
@@ -274,8 +279,8 @@ struct Pass {
 }
 
 /// What is asked of a change once the whole group is there.
-struct Wrote {
-    n: OriginSeq,
+pub(crate) struct Wrote {
+    pub(crate) n: OriginSeq,
     /// Index of its model.
     model: usize,
     key: Vec<Value>,
@@ -305,6 +310,7 @@ impl Pass {
         let mut appender = Appender::new(tx, top)?;
         // A decision without effect takes what followed from it with it: each is a group of its own.
         let mut fell = false;
+        let mut decided: Option<String> = None;
         pushed.each(tx, group, |n, body| {
             let Body::Change(change) = body else {
                 seq = seq.next();
@@ -313,16 +319,38 @@ impl Pass {
             let mut change = change.clone();
             change.rank_at(now);
             lookup.has_entry = false;
+            let follows = change.decides.is_none();
             let outcome = match refused.get(&n) {
-                Some(fate) => Some(fate.outcome()),
                 // Where its author's database cascaded.
-                None if fell && change.decides.is_none() => Some(Outcome::nothing()),
-                None => lookup.outcome(tx, group, n, &change, sight)?.map(or_too_large),
+                _ if fell && follows => Some(Outcome::nothing()),
+                Some(fate) => Some(fate.outcome()),
+                None => {
+                    let outcome = lookup.outcome(tx, group, n, &change, sight)?.map(or_too_large);
+                    if lookup.is_late
+                        && let Some(mark) = &change.mark
+                    {
+                        pass.without_own.insert(n);
+                        pass.late.insert(mark.clone());
+                    }
+                    outcome
+                }
             };
-            change.outcome = outcome.map(Box::new);
-            if let Some(mark) = &change.mark {
+            if !follows {
+                decided.clone_from(&change.mark);
+            }
+            if let Some(mark) = change.mark.as_ref().or(decided.as_ref()) {
+                if change.mark.is_none() {
+                    pass.without_own.insert(n);
+                }
+                // Not the database alone refuses: an owner does, and a merge that fails.
+                if let Some(reason) = outcome.as_ref().and_then(|outcome| outcome.refused.as_ref())
+                    && !refused.contains_key(&n)
+                {
+                    pass.refused.insert(n, Fate::Refused(reason.clone()));
+                }
                 pass.marks.push((n, mark.clone()));
             }
+            change.outcome = outcome.map(Box::new);
             let derived = pass.write(tx, &mut writers, n, &mut change)?;
             match (change.kind, change.effect()) {
                 (EntryKind::Delete, EntryKind::Noop) => pass.stays.push(change.clone()),
@@ -444,19 +472,24 @@ impl Pass {
             let fate = found.get(n).or_else(|| self.refused.get(n)).or_else(|| fallen.get(n));
             fate.and_then(Fate::reason)
         };
-        let mut marked: HashMap<&str, &str> = HashMap::new();
+        let mut marked: HashMap<&str, String> = HashMap::new();
         for (n, mark) in &self.marks {
             if let Some(reason) = all(n) {
-                marked.entry(mark).or_insert(reason);
+                let says = || format!("a change that it stands or falls with was refused: {reason}");
+                marked.entry(mark).or_insert_with(says);
             }
+        }
+        for mark in &self.late {
+            let says = "a dead letter that it is tried again with was decided about before".to_owned();
+            marked.entry(mark).or_insert(says);
         }
         let mut with_them = Fallen::new();
         for (n, mark) in &self.marks {
             if let Some(reason) = marked.get(mark.as_str())
                 && all(n).is_none()
+                && !self.without_own.contains(n)
             {
-                let reason = format!("a change that it stands or falls with was refused: {reason}");
-                with_them.insert(*n, Fate::Refused(reason));
+                with_them.insert(*n, Fate::Refused(reason.clone()));
             }
         }
         found.extend(with_them);
@@ -513,7 +546,7 @@ fn not_taken(error: &Error) -> String {
 }
 
 impl Wrote {
-    fn of(tx: &Tx<'_>, n: OriginSeq, model: usize, change: &Change) -> Self {
+    pub(crate) fn of(tx: &Tx<'_>, n: OriginSeq, model: usize, change: &Change) -> Self {
         let fields = &change.shape.fields;
         let columns = match change.written() {
             _ if !change.existed => Vec::new(),
@@ -525,7 +558,7 @@ impl Wrote {
     }
 
     /// Why what the change did to its record cannot stay, now that the whole group is there; `None` if it can.
-    fn left_unsound(&self, tx: &Tx<'_>) -> Result<Option<String>, Error> {
+    pub(crate) fn left_unsound(&self, tx: &Tx<'_>) -> Result<Option<String>, Error> {
         let references = &tx.models[self.model].references;
         match self.effect {
             EntryKind::Upsert => match references.refers_to_nothing(tx.conn, &self.key)? {

@@ -2,6 +2,9 @@
 //!
 //! The record itself went back to what the log says. A dead letter waits until somebody tries it once more, changed or as
 //! it was, or gives it up; either is a change, and is known on every device.
+//!
+//! Changes of one atomic scope were refused together, so each is a dead letter, and what is decided about one of them is
+//! decided about all.
 
 use std::fmt;
 
@@ -10,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     conflict::PAGE_MAX,
-    entry::{Body, Change, Decision, EntryKind},
+    entry::{Body, Change, Decision, EntryKind, Group},
     error::Error,
     id::{DeviceId, Seq},
     layout::{Layouts, logged_before},
@@ -73,6 +76,10 @@ pub struct DeadLetter {
     pub state: DeadLetterState,
     /// This device has decided, and the leader has yet to sequence that.
     pub being_decided: bool,
+    /// The other dead letters of its [`atomic`](crate::Connection::atomic) scope that wait: they were refused with it and are
+    /// decided with it. In the order of the log, at most [`PAGE_MAX`]; none of a change that stood for itself, nor where it is
+    /// decided.
+    pub together: Vec<DeadLetterId>,
 }
 
 impl DeadLetter {
@@ -113,6 +120,8 @@ impl DeadLetter {
             DeadLetterState::Discarded(_) => "discarded",
         };
         text(&mut out, "state", state);
+        let together: Vec<String> = self.together.iter().map(ToString::to_string).collect();
+        raw(&mut out, "together", &serde_json::json!(together).to_string());
         out.push('}');
         out
     }
@@ -122,6 +131,63 @@ impl DeadLetter {
 pub(crate) struct Found {
     pub(crate) letter: DeadLetter,
     pub(crate) change: Change,
+    /// The atomic scope that it is of.
+    pub(crate) scope: Option<Scope>,
+}
+
+/// An atomic scope in the log: the changes of a group that have the same mark.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Scope {
+    first: Seq,
+    last: Seq,
+    pub(crate) mark: String,
+}
+
+impl Scope {
+    fn of(change: &Change, group: &Group) -> Option<Self> {
+        Some(Self { first: group.first, last: group.last, mark: change.mark.clone()? })
+    }
+
+    /// Its dead letters behind `after` that wait, in the order of the log, at most so many.
+    fn waiting(&self, conn: &Connection, after: Seq, limit: usize) -> Result<Vec<(Seq, Uuid)>, Error> {
+        let after = after.0.max(self.first.0.saturating_sub(1));
+        conn.prepare_cached(
+            "SELECT d.seq, d.id FROM sync_dead_letter d CROSS JOIN sync_entry e ON e.seq = d.seq
+             WHERE d.seq > ?1 AND d.seq <= ?2 AND d.decided IS NULL AND e.mark = ?3 ORDER BY d.seq LIMIT ?4",
+        )?
+        .query_map(params![after, self.last.0, self.mark, limit], |row| {
+            Ok((Seq(row.get(0)?), Uuid::from_bytes(row.get(1)?)))
+        })?
+        .collect::<Result<_, _>>()
+        .map_err(Error::from)
+    }
+
+    /// The first of its dead letters behind `after` that waits.
+    pub(crate) fn next(&self, conn: &Connection, after: Seq) -> Result<Option<Found>, Error> {
+        let next = self.waiting(conn, after, 1)?.pop();
+        next.map(|(seq, id)| find(conn, (seq, id, None), None)).transpose()
+    }
+}
+
+/// Who waits of the scope that was looked at last: its dead letters stand beside each other.
+#[derive(Default)]
+struct Scopes(Option<(Scope, Vec<DeadLetterId>)>);
+
+impl Scopes {
+    /// Who waits together with a dead letter of a scope.
+    fn with(
+        &mut self,
+        conn: &Connection,
+        scope: &Scope,
+        id: DeadLetterId,
+    ) -> Result<Vec<DeadLetterId>, Error> {
+        if self.0.as_ref().is_none_or(|(last, _)| last != scope) {
+            let waiting = scope.waiting(conn, Seq(0), PAGE_MAX + 1)?;
+            self.0 = Some((scope.clone(), waiting.into_iter().map(|(_, id)| DeadLetterId(id)).collect()));
+        }
+        let waiting = self.0.iter().flat_map(|(_, waiting)| waiting).copied();
+        Ok(waiting.filter(|other| *other != id).take(PAGE_MAX).collect())
+    }
 }
 
 /// A dead letter by its id.
@@ -132,7 +198,16 @@ pub(crate) fn by_id(conn: &Connection, id: Uuid) -> Result<Option<Found>, Error>
         )?
         .query_row([id.as_bytes()], head)
         .optional()?;
-    head.map(|head| find(conn, head)).transpose()
+    head.map(|head| find(conn, head, Some(&mut Scopes::default()))).transpose()
+}
+
+/// The dead letter of the entry at `seq`.
+pub(crate) fn at(conn: &Connection, seq: Seq) -> Result<Option<Found>, Error> {
+    let head = conn
+        .prepare_cached("SELECT seq, id, decided FROM sync_dead_letter WHERE seq = ?1")?
+        .query_row([seq.0], head)
+        .optional()?;
+    head.map(|head| find(conn, head, None)).transpose()
 }
 
 /// Those that wait, oldest first, up to [`PAGE_MAX`].
@@ -155,10 +230,12 @@ fn head(row: &SqlRow<'_>) -> rusqlite::Result<Head> {
 
 fn page(conn: &Connection, sql: &str, params: impl rusqlite::Params) -> Result<Vec<DeadLetter>, Error> {
     let heads = conn.prepare_cached(sql)?.query_map(params, head)?.collect::<Result<Vec<_>, _>>()?;
-    heads.into_iter().map(|head| Ok(find(conn, head)?.letter)).collect()
+    let mut scopes = Scopes::default();
+    heads.into_iter().map(|head| Ok(find(conn, head, Some(&mut scopes))?.letter)).collect()
 }
 
-fn find(conn: &Connection, (seq, id, decided): Head) -> Result<Found, Error> {
+/// Who waits together with it is looked up where there are `scopes` for that.
+fn find(conn: &Connection, (seq, id, decided): Head, scopes: Option<&mut Scopes>) -> Result<Found, Error> {
     let missing = || Error::Damaged(format!("dead letter {id} is of entry {seq}, which is none"));
     let (entry, group) = LogReader::default().change(conn, seq)?.ok_or_else(missing)?;
     let Body::Change(change) = entry.body else { return Err(missing()) };
@@ -172,6 +249,11 @@ fn find(conn: &Connection, (seq, id, decided): Head) -> Result<Found, Error> {
         None => DeadLetterState::Open,
         Some(by) if was_discarded(conn, by)? => DeadLetterState::Discarded(by),
         Some(by) => DeadLetterState::Retried(by),
+    };
+    let scope = Scope::of(&change, &group);
+    let together = match (&scope, scopes) {
+        (Some(scope), Some(scopes)) if decided.is_none() => scopes.with(conn, scope, DeadLetterId(id))?,
+        _ => Vec::new(),
     };
     let letter = DeadLetter {
         id: DeadLetterId(id),
@@ -192,8 +274,9 @@ fn find(conn: &Connection, (seq, id, decided): Head) -> Result<Found, Error> {
         state,
         being_decided: pending::is_deciding(conn, Decision::Retries(id))?
             || pending::is_deciding(conn, Decision::Discards(id))?,
+        together,
     };
-    Ok(Found { letter, change })
+    Ok(Found { letter, change, scope })
 }
 
 fn was_discarded(conn: &Connection, seq: Seq) -> Result<bool, Error> {

@@ -9,21 +9,23 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::{
-    apply::Writer,
+    apply::Writers,
     conflict::{self, Choice, Conflict, ConflictState},
-    dead_letter::{self, DeadLetter, DeadLetterState},
     engine::Driver,
     entry::{Change, Decision, EntryKind},
     error::Error,
     log::ROW_MAX,
     record::RecordId,
-    resolve,
     row::Row,
-    seal,
+    seal::{self, Made},
     store::{Mode, Model, Tx},
     tree,
     value::Value,
 };
+
+mod letters;
+
+pub(crate) use letters::{discard, retry};
 
 /// Makes a decision about `what`, in a transaction of its own in which the database enforces its foreign keys.
 pub(crate) fn decide(
@@ -63,65 +65,6 @@ pub(crate) fn resolve(tx: &mut Tx<'_>, id: Uuid, choice: &Choice) -> Result<(), 
     };
     let change = change_to(model, &found.change, current, target, Decision::Resolves(id), tx.world.now());
     make(tx, change, what())
-}
-
-/// Tries a dead letter once more, with these of its values changed.
-pub(crate) fn retry(tx: &mut Tx<'_>, id: Uuid, edited: &Row) -> Result<(), Error> {
-    let what = || format!("dead letter {id}");
-    let found = waiting(tx, id, &what())?;
-    let model = model_of(tx, &found.change, &what())?;
-    let current = model.row(tx.conn, &found.change.key_in(&model.shape))?;
-    let target = match found.change.kind {
-        EntryKind::Delete => None,
-        EntryKind::Upsert => {
-            let Change { shape, row, fields, .. } = &found.change;
-            // Of an update, what it changed; the rest of the record has gone on.
-            let mut values = Row::in_shape(shape, row, fields.as_deref().filter(|_| current.is_some()));
-            if let Some(current) = &current {
-                reduce_into(&mut values, model, &found.change, current);
-            }
-            edited.iter().for_each(|(name, value)| values.set(name, value.clone()));
-            merged(model, &found.change.record, current.as_deref(), &values)
-                .map_err(|(reason, remedy)| not_decided(what(), &reason, &remedy))?
-        }
-        _ => current.clone(),
-    };
-    let change = change_to(model, &found.change, current, target, Decision::Retries(id), tx.world.now());
-    make(tx, change, what())
-}
-
-/// Of an update's values those that have a reducer, as it would have come to them had it been taken: what it added is
-/// added to what is there by now.
-fn reduce_into(values: &mut Row, model: &Model, change: &Change, current: &[Value]) {
-    let Some(before) = change.before.as_ref().filter(|_| change.existed) else { return };
-    for (field, now) in model.descriptor.fields.iter().zip(current) {
-        let base = change.shape.fields.iter().position(|f| *f == field.name).map(|i| &before[i]);
-        if let (Some(reducer), Some(brought)) = (field.reducer, values.get(&field.name))
-            && let Some(reduced) = resolve::reduce(reducer, base, now, brought)
-        {
-            values.set(&field.name, reduced);
-        }
-    }
-}
-
-/// Gives a dead letter up. Its values stay in the log.
-pub(crate) fn discard(tx: &mut Tx<'_>, id: Uuid) -> Result<(), Error> {
-    let what = || format!("dead letter {id}");
-    let found = waiting(tx, id, &what())?;
-    let at = tx.world.now();
-    make(tx, decides_only(&found.change, Decision::Discards(id), at), what())
-}
-
-fn waiting(tx: &mut Tx<'_>, id: Uuid, what: &str) -> Result<dead_letter::Found, Error> {
-    seal::seal_all(tx)?;
-    let found = dead_letter::by_id(tx.conn, id)?.ok_or_else(|| {
-        not_decided(what.to_owned(), "this device knows no such dead letter", "List them again")
-    })?;
-    let DeadLetter { state, being_decided, .. } = &found.letter;
-    if *being_decided || *state != DeadLetterState::Open {
-        return Err(not_decided(what.to_owned(), "it is decided already", "List the dead letters again"));
-    }
-    Ok(found)
 }
 
 fn not_decided(what: String, reason: &str, remedy: &str) -> Error {
@@ -262,32 +205,52 @@ fn decides_only(found: &Change, decision: Decision, at: i64) -> Change {
 
 /// Writes the change to its table and seals it, with what the database cascades.
 fn make(tx: &mut Tx<'_>, change: Change, what: String) -> Result<(), Error> {
-    let mut changes = vec![change];
-    let change = &changes[0];
+    let mut made = Made::begin(tx)?;
+    let Written { before, derived } =
+        write(tx, &mut Writers::default(), &change).map_err(|error| not_taken(&what, error))?;
+    if change.kind != EntryKind::Noop && tree::closes_circle(tx, &change, before.as_ref())? {
+        return Err(not_decided(what, "the record would be above itself in its tree", MOVE_FIRST));
+    }
+    for change in std::iter::once(change).chain(derived) {
+        made.put(tx, change)?;
+    }
+    made.finish(tx)
+}
+
+/// What the database did along with a change that was written.
+#[derive(Default)]
+struct Written {
+    /// The record's parent before it, in a tree.
+    before: Option<Value>,
+    /// What it cascaded.
+    derived: Vec<Change>,
+}
+
+/// Writes the change to its table. What the database does not take is its error; who asked says of either what was not decided
+/// ([`not_taken`]).
+fn write<'c>(tx: &Tx<'c>, writers: &mut Writers<'c>, change: &Change) -> Result<Written, Error> {
     let size = seal::size(&change.row);
     if size > ROW_MAX {
         let reason =
             format!("its row of {size} bytes would be over the limit of {ROW_MAX} bytes for one row");
-        return Err(not_decided(what, &reason, "Give smaller values"));
+        return Err(not_decided(String::new(), &reason, "Give smaller values"));
     }
-    if change.kind != EntryKind::Noop
-        && let Some(mut writer) = Writer::new(tx, &change.shape)?
-    {
-        tx.set_mode(Mode::Derived)?;
-        let parent = tree::parent(tx, change)?;
-        writer.replace(change).map_err(|error| not_taken(&what, error))?;
-        if tree::closes_circle(tx, change, parent.as_ref())? {
-            let remedy = "Move what it would be in first, or decide otherwise";
-            return Err(not_decided(what, "the record would be above itself in its tree", remedy));
-        }
-        let derived = seal::derived(tx, &change.shape.model, &change.record)?;
-        tx.set_mode(Mode::Capture)?;
-        changes.extend(derived);
+    if change.kind == EntryKind::Noop {
+        return Ok(Written::default());
     }
-    seal::seal_changes(tx, changes)
+    let Some(writer) = writers.of(tx, &change.shape)? else { return Ok(Written::default()) };
+    tx.set_mode(Mode::Derived)?;
+    let before = tree::parent(tx, change)?;
+    writer.replace(change)?;
+    let derived = seal::derived(tx, &change.shape.model, &change.record)?;
+    tx.set_mode(Mode::Capture)?;
+    Ok(Written { before, derived })
 }
 
-/// Says of a constraint, which may be met when all is written only, what was not decided.
+/// What to do where a record would be above itself.
+const MOVE_FIRST: &str = "Move what it would be in first, or decide otherwise";
+
+/// Says what was not decided, also of a constraint, which may be met when all is written only.
 fn not_taken(what: &str, error: Error) -> Error {
     match error {
         Error::Database { source, .. }
@@ -296,9 +259,13 @@ fn not_taken(what: &str, error: Error) -> Error {
             not_decided(
                 what.to_owned(),
                 &format!("the database here does not take it ({source})"),
-                "Change what is in its way first, or decide otherwise",
+                CHANGE_FIRST,
             )
         }
+        Error::NotDecided { reason, remedy, .. } => not_decided(what.to_owned(), &reason, &remedy),
         other => other,
     }
 }
+
+/// What to do where the database does not take something.
+const CHANGE_FIRST: &str = "Change what is in its way first, or decide otherwise";

@@ -1,4 +1,4 @@
-//! Exchange: rows of one pushed group that are in each other's way.
+//! Exchange: rows of one pushed group, or of one atomic scope that a person tries again, that are in each other's way.
 //!
 //! A transaction may let two records exchange a unique value, or pass values on along a row of records. Its author's database saw
 //! that step by step; the log has of each record what it came to. Written one after the other, the first would be refused for a
@@ -33,23 +33,38 @@ impl SteppedOut {
         group: &Group,
         changes: &HashSet<OriginSeq>,
     ) -> Result<Self, Error> {
+        Self::taken(tx, |out| {
+            pushed.each(tx, group, |n, body| match body {
+                Body::Change(change) if changes.contains(&n) => out.take(tx, n, change),
+                _ => Ok(()),
+            })
+        })
+    }
+
+    /// Takes the rows out of their tables that these changes, which have numbers of the caller's, write.
+    pub(crate) fn of_changes<'a>(
+        tx: &Tx<'_>,
+        changes: impl IntoIterator<Item = (OriginSeq, &'a Change)>,
+    ) -> Result<Self, Error> {
+        Self::taken(tx, |out| changes.into_iter().try_for_each(|(n, change)| out.take(tx, n, change)))
+    }
+
+    fn taken(tx: &Tx<'_>, take: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<Self, Error> {
         let mut out = Self { changes: HashSet::new(), kept: LocalValues::new() };
         // Nothing follows from it: the rows come back within the same transaction.
         tx.set_mode(Mode::Off)?;
         tx.enforce(false)?;
-        let stepped = pushed.each(tx, group, |n, body| {
-            if let Body::Change(change) = body
-                && changes.contains(&n)
-                && can_step_out(tx, change)
-            {
-                step_out(tx, change, &mut out.kept)?;
-                out.changes.insert(n);
-            }
-            Ok(())
-        });
+        let taken = take(&mut out);
         tx.enforce(true)?;
-        stepped?;
-        Ok(out)
+        taken.map(|()| out)
+    }
+
+    fn take(&mut self, tx: &Tx<'_>, n: OriginSeq, change: &Change) -> Result<(), Error> {
+        if can_step_out(tx, change) {
+            step_out(tx, change, &mut self.kept)?;
+            self.changes.insert(n);
+        }
+        Ok(())
     }
 
     /// Gives the rows, which these changes have `written` again, back what is local of them.

@@ -120,15 +120,27 @@ pub(crate) fn seal(tx: &mut Tx<'_>) -> Result<Sealed, Error> {
     Ok(Sealed { rows: rows_taken, changes, more, fresh })
 }
 
-/// Seals changes that were never in the outbox, which is empty, as a group of their own.
-pub(crate) fn seal_changes(tx: &mut Tx<'_>, changes: Vec<Change>) -> Result<(), Error> {
-    let replica = tx.replica()?;
-    let mut sink = Sink::new(tx, &replica)?;
-    for change in changes {
-        sink.put(tx, change)?;
+/// Changes that were never in the outbox, which is empty, sealed as they are made, as a group of their own.
+pub(crate) struct Made<'c> {
+    sink: Sink<'c>,
+    replica: Replica,
+}
+
+impl<'c> Made<'c> {
+    pub(crate) fn begin(tx: &mut Tx<'c>) -> Result<Self, Error> {
+        let replica = tx.replica()?;
+        Ok(Self { sink: Sink::new(tx, &replica)?, replica })
     }
-    sink.finish(tx, &replica)?;
-    Ok(())
+
+    /// Why the log has it as refused, where it does.
+    pub(crate) fn put(&mut self, tx: &Tx<'_>, change: Change) -> Result<Option<String>, Error> {
+        self.sink.put(tx, change)?;
+        Ok(self.sink.refused.take())
+    }
+
+    pub(crate) fn finish(self, tx: &mut Tx<'_>) -> Result<(), Error> {
+        self.sink.finish(tx, &self.replica).map(|_| ())
+    }
 }
 
 /// Seals until the outbox is empty.
@@ -356,6 +368,8 @@ struct Sink<'c> {
     /// Stamp of the first.
     first: u64,
     withheld: u64,
+    /// Why the last change that was refused here was.
+    refused: Option<String>,
     /// What went to the log, up to the size of a batch; nothing once it is more.
     fresh: Option<Vec<Entry>>,
     fresh_bytes: usize,
@@ -392,6 +406,7 @@ impl<'c> Sink<'c> {
             changes: 0,
             first: 0,
             withheld: 0,
+            refused: None,
             fresh: Some(Vec::new()),
             fresh_bytes: 0,
         })
@@ -450,6 +465,7 @@ impl<'c> Sink<'c> {
             Target::Log(appender) => {
                 change.rank_at(now);
                 refuse_foreign(tx, &mut change, self.device)?;
+                self.refused = change.outcome.as_ref().and_then(|outcome| outcome.refused.clone());
                 let seq = Seq(self.base.seq.0 + self.changes);
                 let mut entry = Entry { seq, term: self.term, n: Some(n), body: Body::Change(change) };
                 appender.push(&entry)?;

@@ -30,6 +30,8 @@ pub(crate) struct Lookup {
     authors: Authors,
     /// Whether the log has an entry of the record that was looked up last; whoever asks may have looked nothing up.
     pub(crate) has_entry: bool,
+    /// Whether the change that was looked up last decides about what is decided already.
+    pub(crate) is_late: bool,
 }
 
 impl Lookup {
@@ -43,6 +45,7 @@ impl Lookup {
         change: &Change,
         sight: &Sight,
     ) -> Result<Option<Outcome>, Error> {
+        self.is_late = false;
         let Some(model) = tx.models.iter().find(|m| m.descriptor.id == change.shape.model) else {
             // A model that this release does not have is kept and handed on.
             return Ok(None);
@@ -52,6 +55,7 @@ impl Lookup {
         if let Some(decision) = change.decides
             && known.is_too_late(tx, decision)?
         {
+            self.is_late = true;
             return Ok(Some(Outcome::nothing()));
         }
         if change.kind == EntryKind::Noop {

@@ -113,7 +113,10 @@ impl Tree {
     }
 
     fn makes_circle(&self) -> String {
-        format!("the record would be above itself: its parents, by `{}`, lead back to it", self.column)
+        format!(
+            "the record would be above itself in its tree: its parents, by `{}`, lead back to it",
+            self.column
+        )
     }
 
     fn is_too_deep(&self) -> String {

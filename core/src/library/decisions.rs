@@ -81,14 +81,19 @@ impl Library {
 
     /// Tries a dead letter once more, over the record as it is now. What is refused again is a new dead letter.
     ///
+    /// Of an [`atomic`](crate::Connection::atomic) scope all dead letters that wait ([`DeadLetter::together`]) are tried again, in one
+    /// transaction and as one scope: the leader takes all or none of them, also where another person has decided about one
+    /// meanwhile.
+    ///
     /// # Errors
     /// [`Error::NotDecided`]: there is no such dead letter, it is decided already, or the database here does not take
-    /// it either.
+    /// it, or one of its scope, either. It says which and why, and nothing was done.
     pub async fn retry(&self, id: DeadLetterId) -> Result<(), Error> {
         self.retry_with(id, Row::default()).await
     }
 
-    /// [`Library::retry`] with some of its values changed: those of the columns that `edited` holds.
+    /// [`Library::retry`] with some of its values changed: those of the columns that `edited` holds. The others of its scope are
+    /// tried as they were.
     ///
     /// # Errors
     /// Those of [`Library::retry`]; and a column that the model does not have, or another record's key.
@@ -96,7 +101,7 @@ impl Library {
         self.inner.decide(format!("dead letter {id}"), move |tx| decide::retry(tx, id.0, &edited)).await
     }
 
-    /// Gives a dead letter up. Its values stay in the log and can be looked at there.
+    /// Gives a dead letter up, and with it all of its scope that wait. Their values stay in the log and can be looked at there.
     ///
     /// # Errors
     /// [`Error::NotDecided`]: there is no such dead letter, or it is decided already.

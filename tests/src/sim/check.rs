@@ -14,6 +14,7 @@
 //! | `decisions` | a person's decision takes effect, or what it was about goes on waiting; all devices say the same of that |
 //! | `deleted` | what was deleted comes back only knowingly |
 //! | `fold` | the tables are the log's fold with what is pending laid over it |
+//! | `atomic` | of an atomic scope all is refused or nothing, also where it is tried again |
 //! | `tree` | no folder is above itself |
 //! | `local` | a local column holds what the application here wrote, and nothing of it leaves |
 //! | `references` | every foreign key refers to something |

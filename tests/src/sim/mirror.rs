@@ -92,7 +92,8 @@ pub struct Entry {
     pub authored: Authored,
     /// The transaction that it comes from.
     pub actor: Option<String>,
-    /// What it is known by: that, or of a decision, which has none, the tag of its group.
+    /// What it is known by: that, or of a decision, which has none, the tag of its group. Where several dead letters are tried again
+    /// together, their databases may do something to the record of one along with another: then also which one it tries.
     pub name: Option<String>,
     /// Its atomic mark.
     pub mark: Option<String>,
@@ -277,8 +278,10 @@ fn id_at(row: &SqlRow<'_>, column: usize) -> rusqlite::Result<String> {
 }
 
 /// See [`Entry::name`].
-fn name_of(actor: Option<&String>, tag: Option<i64>) -> Option<String> {
-    actor.cloned().or_else(|| tag.map(|tag| format!("tag {tag}")))
+fn name_of(actor: Option<&String>, tag: Option<i64>, decides: Option<&String>) -> Option<String> {
+    let retries = decides.filter(|decides| decides.starts_with("retries"));
+    let by_tag = |tag| retries.map_or_else(|| format!("tag {tag}"), |retries| format!("tag {tag} {retries}"));
+    actor.cloned().or_else(|| tag.map(by_tag))
 }
 
 fn read_entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry> {
@@ -289,6 +292,7 @@ fn read_entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry> {
     let record =
         table.map(|table| Ok::<_, rusqlite::Error>((table, text_of(row.get_ref(7)?)))).transpose()?;
     let (data, actor): (Option<String>, Option<String>) = (row.get(11)?, row.get(14)?);
+    let decides: Option<String> = row.get(15)?;
     let names: Option<String> = row.get(10)?;
     let authored: Option<String> = row.get(12)?;
     let mut entry = Entry {
@@ -301,12 +305,12 @@ fn read_entry(row: &SqlRow<'_>) -> rusqlite::Result<Entry> {
         effect: None,
         wrote: None,
         authored: Authored { row: None, fields: None, is_nothing: true },
-        name: name_of(actor.as_ref(), row.get(20)?),
+        name: name_of(actor.as_ref(), row.get(20)?, decides.as_ref()),
         actor,
         mark: row.get(13)?,
         device: row.get(17)?,
         group: row.get::<_, Option<u64>>(18)?.unwrap_or(0),
-        decides: row.get(15)?,
+        decides,
         refused: None,
         has_outcome: authored.is_some(),
         conflicts: Vec::new(),
@@ -381,13 +385,14 @@ pub fn pending(conn: &Connection) -> rusqlite::Result<Vec<Pending>> {
             fields: columns_of(&TABLES[table], row.get(3)?),
             is_nothing: kind == 0,
         };
+        let decides: Option<String> = row.get(9)?;
         pending.push(Pending {
             record: (table, text_of(row.get_ref(1)?)),
             before: row.get::<_, Option<String>>(5)?.as_deref().map(|text| before(text, &authored)),
             existed: row.get(6)?,
-            name: name_of(row.get::<_, Option<String>>(7)?.as_ref(), row.get(12)?),
+            name: name_of(row.get::<_, Option<String>>(7)?.as_ref(), row.get(12)?, decides.as_ref()),
             is_blocked: row.get(8)?,
-            decides: row.get(9)?,
+            decides,
             identity: (row.get(10)?, row.get(11)?),
             authored,
         });

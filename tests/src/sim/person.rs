@@ -18,7 +18,7 @@ use super::{
     Broken, Done, Simulation,
     check::sql,
     failed,
-    mirror::{Authored, Cell, Entry, Pending, Record, Rows},
+    mirror::{Cell, Entry, Pending, Record, Rows},
     oracle::{Change, Set},
     workload::{TABLES, Table},
 };
@@ -37,9 +37,8 @@ enum Asked {
 #[derive(Debug)]
 pub(super) struct Deciding {
     of: usize,
-    /// As the change says it.
-    decides: String,
-    record: Record,
+    /// What the changes say, and of which record, in order: of a dead letter, those of all that stand or fall with it.
+    due: Vec<(String, Record)>,
     /// What the record must show then: a column's value, or by `None` that it is gone.
     shows: Option<Option<(usize, Cell)>>,
     before: Rows,
@@ -95,27 +94,26 @@ impl Asked {
         }
     }
 
-    /// What the change says that it comes to.
-    fn decides(&self) -> String {
-        match self {
-            Self::Resolve(conflict, _) => format!("resolves {}", conflict.id),
-            Self::Retry(letter, _) => format!("retries {}", letter.id),
-            Self::Discard(letter) => format!("discards {}", letter.id),
-        }
-    }
-
-    fn record(&self) -> Record {
-        let (model, record) = match self {
-            Self::Resolve(conflict, _) => (&conflict.model, &conflict.record),
-            Self::Retry(letter, _) | Self::Discard(letter) => (&letter.model, &letter.record),
+    /// See [`Deciding::due`].
+    fn due(&self, replica: &Replica) -> Result<Vec<(String, Record)>, Error> {
+        let (verb, letter) = match self {
+            Self::Resolve(conflict, _) => {
+                let record = record_of(&conflict.model, &conflict.record);
+                return Ok(vec![(format!("resolves {}", conflict.id), record)]);
+            }
+            Self::Retry(letter, _) => ("retries", letter),
+            Self::Discard(letter) => ("discards", letter),
         };
-        (Table::index(model).unwrap_or(usize::MAX), record.clone())
+        let letters = replica.dead_letters()?.into_iter();
+        let with_it = letters
+            .filter(|l| l.seq == letter.seq || l.together.contains(&letter.id) && l.state == letter.state);
+        Ok(with_it.map(|l| (format!("{verb} {}", l.id), record_of(&l.model, &l.record))).collect())
     }
 
     /// See [`Deciding::shows`].
     fn shows(&self) -> Option<Option<(usize, Cell)>> {
         let Self::Resolve(conflict, choice) = self else { return None };
-        let columns = TABLES[self.record().0].columns;
+        let columns = TABLES[record_of(&conflict.model, &conflict.record).0].columns;
         let cell = |row: &Row, field: &str| {
             let column = columns.iter().position(|column| *column == field)?;
             row.get(field).map(|value| Some((column, cell_of(value))))
@@ -132,6 +130,10 @@ impl Asked {
             Some(row) => cell(row, conflict.field.as_deref().unwrap_or("id")),
         }
     }
+}
+
+fn record_of(model: &str, record: &str) -> Record {
+    (Table::index(model).unwrap_or(usize::MAX), record.to_owned())
 }
 
 fn cell_of(value: &Value) -> Cell {
@@ -174,6 +176,7 @@ impl Simulation {
         let Some(replica) = &self.devices[of].replica else { return Ok(()) };
         let asked = Asked::choose(replica, &mut dice, &value).map_err(|e| failed(of, "listing", &e))?;
         let Some(asked) = asked else { return Ok(()) };
+        let due = asked.due(replica).map_err(|e| failed(of, "listing", &e))?;
         if self.is_loud {
             println!("     on {of}: {asked:?}");
         }
@@ -193,20 +196,14 @@ impl Simulation {
         let done = done?;
         let after = self.devices[of].tables().map_err(sql(of))?;
         let has_changed = before != after;
-        self.deciding = Some(Deciding {
-            of,
-            decides: asked.decides(),
-            record: asked.record(),
-            shows: asked.shows(),
-            before,
-            after,
-            seen,
-            is_found: false,
-        });
+        let is_of_several = due.len() > 1;
+        self.deciding =
+            Some(Deciding { of, due, shows: asked.shows(), before, after, seen, is_found: false });
         self.wake(of)?;
         self.observe(of)?;
         let is_found = self.deciding.take().is_some_and(|deciding| deciding.is_found);
         match done {
+            Some(true) if is_of_several => self.counters.count("decision: made of a scope"),
             Some(true) => self.counters.count("decision: made"),
             Some(false) => self.counters.count("decision: not taken here"),
             None => {}
@@ -234,27 +231,41 @@ impl Simulation {
         let is_new =
             |(actor, record): (Option<&String>, &Record)| self.oracle.find(actor, Some(record)).is_none();
         let made: Vec<_> = pending.chain(entries).filter(|(a, r, ..)| is_new((*a, *r))).collect();
-        let Some((Some(actor), record, .., decides, is_dead)) = made.first() else { return Ok(()) };
+        let Some((Some(first), .., is_dead)) = made.first() else { return Ok(()) };
         let broken = |text: &str| Err(Broken::new("decisions", format!("device {of}, {text}: {made:?}")));
-        if **record != deciding.record || decides.map(String::as_str) != Some(deciding.decides.as_str()) {
-            return broken("sealed something else than it was asked for");
-        }
-        if made.iter().skip(1).any(|(a, .., decides, _)| *a != Some(*actor) || decides.is_some()) {
+        // All of a group, which they are named by.
+        let tag = |name: &str| name.split(" retries ").next().map(str::to_owned);
+        if made.iter().any(|(a, ..)| a.and_then(|a| tag(a)) != tag(first)) {
             return broken("sealed more than it was asked for");
         }
-        if !is_dead {
-            let mut due = deciding.before.clone();
-            for (_, record, authored, ..) in &made {
-                match &authored.row {
-                    Some(row) => drop(due.insert((*record).clone(), row.clone())),
-                    None if authored.is_nothing => {}
-                    None => drop(due.remove(*record)),
-                }
+        let decided = made.iter().filter_map(|(_, record, _, decides, _)| Some(((*decides)?, *record)));
+        if made[0].3.is_none() || !decided.eq(deciding.due.iter().map(|(decides, record)| (decides, record)))
+        {
+            return broken("sealed something else than it was asked for");
+        }
+        let mut rows = deciding.before.clone();
+        let by = (of, self.oracle.authors[of].memory);
+        let mut changes = Vec::new();
+        for (actor, record, authored, ..) in &made {
+            let before = rows.get(*record).cloned();
+            match &authored.row {
+                Some(row) => drop(rows.insert((*record).clone(), row.clone())),
+                None if authored.is_nothing => {}
+                None => drop(rows.remove(*record)),
             }
-            if due != deciding.after {
+            changes.extend(actor.map(|actor| Change {
+                name: (actor.clone(), (*record).clone()),
+                author: by,
+                authored: (*authored).clone(),
+                before,
+                seen: Rc::clone(&deciding.seen),
+            }));
+        }
+        if !is_dead {
+            if rows != deciding.after {
                 return broken("shows something else than it sealed");
             }
-            let row = deciding.after.get(&deciding.record);
+            let row = deciding.due.first().and_then(|(_, record)| deciding.after.get(record));
             let is_shown = match &deciding.shows {
                 None => true,
                 Some(None) => row.is_none(),
@@ -264,18 +275,6 @@ impl Simulation {
                 return broken("does not show what was chosen");
             }
         }
-        let by = (of, self.oracle.authors[of].memory);
-        let change = |(actor, record, authored): (&String, &Record, &Authored)| Change {
-            name: (actor.clone(), record.clone()),
-            author: by,
-            authored: authored.clone(),
-            before: deciding.before.get(record).cloned(),
-            seen: Rc::clone(&deciding.seen),
-        };
-        let changes: Vec<Change> = made
-            .iter()
-            .filter_map(|(a, record, authored, ..)| Some(change(((*a)?, *record, *authored))))
-            .collect();
         deciding.is_found = true;
         for change in changes {
             self.oracle.register(change);
@@ -283,8 +282,8 @@ impl Simulation {
         Ok(())
     }
 
-    /// What a person has added to accounts by decisions, as a device shows it: each of the two halves of a transfer that was
-    /// refused is a dead letter of its own.
+    /// What a person has added to accounts by decisions, as a device shows it: of a transfer that was refused
+    /// each half is a dead letter, and what is decided of one is decided of both, but one may be changed on the way.
     pub(super) fn decided_sums(&self, of: usize) -> i64 {
         let view = &self.views[of];
         let logged = view

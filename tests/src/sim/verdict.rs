@@ -4,6 +4,8 @@
 //! same since; otherwise it has no effect, and what waited goes on waiting. What the database says of all conflicts and dead
 //! letters is compared with what follows from that.
 
+use std::collections::BTreeMap;
+
 use super::{
     Broken, Done, Simulation,
     check::sql,
@@ -144,9 +146,11 @@ impl Simulation {
         let view = &self.views[of];
         let broken = |text: String| Err(Broken::new("decisions", format!("{here}, {text}: {entry:?}")));
         let Some((verb, about)) = decision(entry) else {
-            let whole = view.log.iter().rev().take_while(|e| e.group == entry.group);
-            let fell =
-                whole.filter(|e| e.decides.is_some()).any(|e| !e.authored.is_nothing && e.effect.is_none());
+            // What a database did along with a decision stands behind it.
+            let mut whole = view.log.iter().rev().take_while(|e| e.group == entry.group);
+            let fell = whole
+                .find(|e| e.decides.is_some())
+                .is_some_and(|e| !e.authored.is_nothing && e.effect.is_none());
             return match &entry.effect {
                 Some(_) if fell => broken("follows from a decision that has no effect".to_owned()),
                 _ => Ok(!fell),
@@ -236,11 +240,43 @@ impl Simulation {
         let said = mirror::verdicts(app).map_err(sql(of))?;
         let due = of_log(&self.views[of].log);
         if said == due {
-            return Ok(());
+            return self.check_scopes(of, &due.1);
         }
         let text = format!("device {of} says {said:?}, and by its log it is {due:?}");
         Err(Broken::new("decisions", text))
     }
+
+    /// Of what was pushed as one atomic scope, or is tried again as one, all is refused or nothing, and no half of it came too
+    /// late.
+    fn check_scopes(&self, of: usize, letters: &[Letter]) -> Done {
+        let mut scopes: BTreeMap<(u64, &str), Vec<&Entry>> = BTreeMap::new();
+        for entry in &self.views[of].log {
+            if let Some(mark) = &entry.mark
+                && (entry.decides.is_some() || !is_leaders_own(entry))
+            {
+                scopes.entry((entry.group, mark)).or_default().push(entry);
+            }
+        }
+        for scope in scopes.values() {
+            let came_late = |entry: &&&Entry| {
+                let ended = letters.iter().any(|letter| letter.decided == Some(entry.seq));
+                entry.decides.is_some() && !ended
+            };
+            let (late, dead) =
+                (scope.iter().filter(came_late).count(), scope.iter().filter(|e| e.is_dead()).count());
+            if late + dead != 0 && late + dead != scope.len() {
+                let text =
+                    format!("on device {of}, of an atomic scope some stands and some does not: {scope:?}");
+                return Err(Broken::new("atomic", text));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether who appended an entry had sealed it: then it went past what refuses changes of others.
+fn is_leaders_own(entry: &Entry) -> bool {
+    entry.device.as_deref().is_some_and(|device| entry.term.split('/').nth(1) == Some(device))
 }
 
 use self::of as of_log;
