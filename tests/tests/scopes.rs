@@ -13,6 +13,7 @@ use std::{
 use sea_orm::{ConnectionTrait, DbErr};
 use tidelog::{
     Connection, DeadLetter, LibraryBuilder, Row,
+    conflict::PAGE_MAX,
     dead_letter::{DeadLetterId, DeadLetterState},
     id::DeviceId,
     model::ModelDescriptor,
@@ -430,6 +431,48 @@ async fn a_scope_falls_with_what_belongs_to_another_device() {
     scene.leader.library.retry(beside.id).await.unwrap();
     assert_agreed(&scene, "c beside,l leader").await;
     assert_eq!(text(&scene.follower.file(), "SELECT name FROM claims"), "changed");
+}
+
+#[tokio::test]
+async fn a_scope_that_is_larger_than_a_batch_is_tried_again_whole() {
+    const ROWS: i64 = 8_500;
+    let many = format!(
+        "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})
+         INSERT INTO items (id, name) SELECT 'n' || i, 'many' FROM n"
+    );
+    let mut scene = apart(
+        "INSERT INTO items (id, name, place) VALUES ('a', 'first', 1)",
+        "INSERT INTO items (id, name, place) VALUES ('l', 'leader', 2)",
+        &["UPDATE items SET place = 2, name = 'moved' WHERE id = 'a'", &many],
+    )
+    .await;
+    let count = |device: &Device| {
+        number(&device.file(), "SELECT count(*) FROM items WHERE name IN ('many', 'moved')")
+    };
+    let waiting = |device: &Device| {
+        number(&device.file(), "SELECT count(*) FROM sync_dead_letter WHERE decided IS NULL")
+    };
+    assert_eq!((count(&scene.leader), waiting(&scene.leader)), (0, ROWS + 1));
+    let moved = letter(&scene.follower, "a").await;
+    assert_eq!(moved.together.len(), PAGE_MAX, "no more than a page of them are named");
+    let closed = scene.follower.close().await;
+    scene.leader.sql("INSERT INTO items (id, name, place) VALUES ('m', 'leader', 4)").await;
+    scene.leader.library.barrier().await.unwrap();
+    scene.follower = closed.reopen(REGISTER).await.unwrap();
+    scene.follower.library.retry_with(moved.id, at_place(4)).await.unwrap();
+    assert_eq!(count(&scene.follower), ROWS + 1);
+    scene.follower.start(&scene.network).await;
+    scene.follower.level().await;
+    scene.level().await;
+    for device in [&scene.leader, &scene.follower] {
+        assert_eq!((count(device), waiting(device)), (0, ROWS + 1), "all refused once more");
+    }
+    let moved = letter(&scene.leader, "a").await;
+    scene.leader.library.retry_with(moved.id, at_place(5)).await.unwrap();
+    scene.level().await;
+    for device in [&scene.leader, &scene.follower] {
+        assert_eq!((count(device), waiting(device)), (ROWS + 1, 0));
+    }
 }
 
 /// The replica of a follower that is not open, whose steps are called one by one.

@@ -67,8 +67,10 @@ macro_rules! scopes {
             }
 
             #[doc = concat!("Runs the callback in a transaction", $where, " whose changes stand or fall ")]
-            /// together on every device: if one of them is rejected, all are. Inside another `atomic` it joins that
-            /// one. Commits if it returns `Ok`, rolls back otherwise.
+            /// together on every device: if one of them is rejected, all are, and they are tried again together
+            /// ([`Library::retry`](crate::Library::retry)). Only what a leader itself writes to a record of another
+            /// device, past the model's hooks, is refused alone. Inside another `atomic` it joins that one. Commits
+            /// if it returns `Ok`, rolls back otherwise.
             ///
             /// # Errors
             /// The callback's, the database's, or a [`DbErr::Custom`] if the sync tables are missing.
