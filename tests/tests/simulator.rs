@@ -373,8 +373,8 @@ fn a_column_that_only_rises_is_what_a_person_says_where_nobody_else_has_written_
 
 #[test]
 fn a_leader_gives_up_what_it_was_refused_of_a_record_of_another() {
-    let before = [Write(1, 502174861592), CrashIn(0, 179824449729), TakeOver(0), Write(0, 104527412609)];
-    holds(10, 3, &[&before[..], &[Decide(0, 350457253301)]].concat());
+    let before = [Write(1, 590734270023), Round(0), Round(1), Write(0, 745556090906)];
+    holds(43, 3, &[&before[..], &[Decide(0, 541834173575)]].concat());
 }
 
 #[test]
