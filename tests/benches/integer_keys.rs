@@ -44,8 +44,7 @@ const QUERIES: usize = 100;
 /// Rows of one page.
 const PAGE: u64 = 50;
 const SEED: u64 = 3;
-/// Holds either database whole. SQLite is built so that all connections of a process share their caches; with less,
-/// the two databases would be measured by what they leave each other.
+/// Holds either database whole: what a query costs is measured, not what the file system does.
 const CACHE_KIB: u32 = 128 * 1024;
 /// What a query may cost more than before.
 const RATIO_MAX: f64 = 1.1;
