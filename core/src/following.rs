@@ -273,7 +273,7 @@ fn has_time(taken: Duration, is_waited_for: bool) -> bool {
     taken < if is_waited_for { TOGETHER_FOR } else { TOGETHER_ALONE }
 }
 
-/// Says what is there behind what was taken; waits for it a little, until that has to end.
+/// Says what is there behind what was taken; waits for it a little, until somebody waits for the writer.
 type More<'m> = dyn FnMut(&dyn Fn() -> bool) -> Option<Box<Received>> + 'm;
 
 /// What batches came to that were applied together.
@@ -309,12 +309,11 @@ fn apply_together(
             if let Applied::To(position) = applied {
                 reached = Some((position, *top));
             }
-            let is_over = || !has_time(began.elapsed(), gate.is_waited_for());
             let goes_on = matches!(applied, Applied::To(_) | Applied::Staged(_))
                 && received.has_more_behind()
                 && taken.len() < TOGETHER_MAX
-                && !is_over();
-            match if goes_on { more(&is_over) } else { None } {
+                && has_time(began.elapsed(), gate.is_waited_for());
+            match if goes_on { more(&|| gate.is_waited_for()) } else { None } {
                 Some(next) => received = next,
                 None => {
                     images.write(tx)?;

@@ -6,6 +6,7 @@
 
 pub mod apart;
 pub mod cabinet;
+pub mod claims;
 pub mod counted;
 pub mod devices;
 pub mod dice;

@@ -12,6 +12,7 @@ use tidelog::{
     value::Value,
 };
 use tidelog_tests::{
+    claims::{CLAIMS, claim},
     scene::{Device, Scene, assert_says, number, text},
     small::{TABLES, item, person, team},
 };
@@ -733,26 +734,6 @@ mod remark {
     pub enum Relation {}
 }
 
-/// What only its owner writes.
-#[allow(unreachable_pub, reason = "SeaORM has entities public")]
-mod claim {
-    use sea_orm::entity::prelude::*;
-    use tidelog::Syncable;
-
-    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
-    #[sea_orm(table_name = "claims")]
-    #[sync(model = "claim", owner = "owner")]
-    pub struct Model {
-        #[sea_orm(primary_key, auto_increment = false)]
-        pub id: String,
-        pub owner: Option<String>,
-        pub name: String,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-}
-
 #[tokio::test]
 async fn a_decision_that_comes_too_late_takes_what_it_cascaded_with_it() {
     fn with_remarks(builder: LibraryBuilder) -> LibraryBuilder {
@@ -793,8 +774,7 @@ async fn who_may_not_write_a_record_decides_no_conflict_of_it() {
     fn with_claims(builder: LibraryBuilder) -> LibraryBuilder {
         builder.model::<claim::Entity>()
     }
-    let claims = "CREATE TABLE claims (id TEXT NOT NULL PRIMARY KEY, owner TEXT, name TEXT NOT NULL)";
-    let scene = Scene::set(claims, with_claims).await;
+    let scene = Scene::set(CLAIMS, with_claims).await;
     scene.leader.sql("INSERT INTO claims VALUES ('c', NULL, 'name')").await;
     scene.level().await;
     let scene = scene

@@ -22,29 +22,10 @@ use tidelog::{
     world::Machine,
 };
 use tidelog_tests::{
+    claims::{CLAIMS, claim},
     scene::{Device, Register, Scene, assert_says, number, text},
     small::{TABLES, item},
 };
-
-/// What only its owner writes.
-#[allow(unreachable_pub, reason = "SeaORM has entities public")]
-mod claim {
-    use sea_orm::entity::prelude::*;
-    use tidelog::Syncable;
-
-    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Syncable)]
-    #[sea_orm(table_name = "claims")]
-    #[sync(model = "claim", owner = "owner")]
-    pub struct Model {
-        #[sea_orm(primary_key, auto_increment = false)]
-        pub id: String,
-        pub owner: Option<String>,
-        pub name: String,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-}
 
 const REGISTER: Register = |builder: LibraryBuilder| builder.model::<item::Entity>().model::<claim::Entity>();
 
@@ -65,10 +46,7 @@ async fn atomically(db: &Connection, statements: &[&str]) {
 
 /// Both have `before`; then, both offline, the leader writes, and the follower does in one scope; both are level again.
 async fn apart(before: &str, on_leader: &str, in_scope: &[&str]) -> Scene {
-    let schema = format!(
-        "{}; CREATE TABLE claims (id TEXT NOT NULL PRIMARY KEY, owner TEXT, name TEXT NOT NULL)",
-        TABLES[0]
-    );
+    let schema = format!("{}; {CLAIMS}", TABLES[0]);
     let mut scene = Scene::set(&schema, REGISTER).await;
     scene.leader.sql(before).await;
     scene.level().await;
@@ -211,15 +189,28 @@ async fn who_gives_one_up_gives_up_its_scope() {
     }
 }
 
-/// The follower goes offline, the leader does this meanwhile, the follower tries the scope again with another place for the one that
-/// clashed, and comes back.
-async fn retried_offline(mut scene: Scene, meanwhile: &str, place: i64) -> Scene {
+/// The follower goes offline, the leader does this meanwhile, and the follower tries the scope again with another place for the one
+/// that clashed.
+async fn retried_apart(mut scene: Scene, meanwhile: &str, place: i64) -> Scene {
     let moved = letter(&scene.follower, "a").await.id;
     let closed = scene.follower.close().await;
     scene.leader.sql(meanwhile).await;
     scene.leader.library.barrier().await.unwrap();
     scene.follower = closed.reopen(REGISTER).await.unwrap();
     scene.follower.library.retry_with(moved, at_place(place)).await.unwrap();
+    scene
+}
+
+/// [`retried_apart`], and the follower comes back.
+async fn retried_meanwhile(scene: Scene, meanwhile: &str, place: i64) -> Scene {
+    let scene = retried_apart(scene, meanwhile, place).await;
+    scene.follower.start(&scene.network).await;
+    scene
+}
+
+/// The same of a scope with `c`, which shows at once and is decided with it.
+async fn retried_offline(scene: Scene, meanwhile: &str, place: i64) -> Scene {
+    let scene = retried_apart(scene, meanwhile, place).await;
     let shown = items(&scene.follower);
     assert!(
         shown.contains(&format!("moved {place}")) && shown.contains("c beside"),
@@ -343,8 +334,7 @@ async fn what_went_along_with_a_deletion_goes_along_once_more() {
     let waiting = scene.leader.library.dead_letters().await.unwrap().len();
     assert_eq!(waiting, 3, "the child's deletion is of the scope too");
     let scene =
-        retried_offline_without_c(scene, "INSERT INTO items (id, name, place) VALUES ('m', 'leader', 4)", 4)
-            .await;
+        retried_meanwhile(scene, "INSERT INTO items (id, name, place) VALUES ('m', 'leader', 4)", 4).await;
     assert_agreed(&scene, "a first 1,l leader 2,m leader 4,p parent,q child").await;
     let letters = scene.leader.library.dead_letters().await.unwrap();
     assert_eq!(letters.len(), waiting, "no more than before: {letters:?}");
@@ -353,25 +343,13 @@ async fn what_went_along_with_a_deletion_goes_along_once_more() {
     assert_eq!(scene.leader.library.dead_letters().await.unwrap(), []);
 }
 
-/// [`retried_offline`] of a scope with another second half.
-async fn retried_offline_without_c(mut scene: Scene, meanwhile: &str, place: i64) -> Scene {
-    let moved = letter(&scene.follower, "a").await.id;
-    let closed = scene.follower.close().await;
-    scene.leader.sql(meanwhile).await;
-    scene.leader.library.barrier().await.unwrap();
-    scene.follower = closed.reopen(REGISTER).await.unwrap();
-    scene.follower.library.retry_with(moved, at_place(place)).await.unwrap();
-    scene.follower.start(&scene.network).await;
-    scene
-}
-
 #[tokio::test]
 async fn what_had_nothing_to_do_when_it_was_tried_is_done_the_next_time() {
     let scene = deletes_and_clashes().await;
     scene.leader.sql("DELETE FROM items WHERE id IN ('p', 'q')").await;
     scene.level().await;
     let again = "INSERT INTO items (id, name, place) VALUES ('m', 'leader', 4), ('p', 'parent', NULL)";
-    let scene = retried_offline_without_c(scene, again, 4).await;
+    let scene = retried_meanwhile(scene, again, 4).await;
     assert_agreed(&scene, "a first 1,l leader 2,m leader 4,p parent").await;
     scene.leader.library.retry_with(letter(&scene.leader, "a").await.id, at_place(5)).await.unwrap();
     assert_agreed(&scene, "a moved 5,l leader 2,m leader 4").await;

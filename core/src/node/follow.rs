@@ -135,7 +135,6 @@ async fn rounds(shared: &Arc<Shared>, questions: &mut Questions) -> Option<Strin
                 Err(error) if error.may_pass() => lost = error.to_string(),
                 Err(error) => return Some(error.to_string()),
             }
-            tracing::debug!(library = %shared.library.id, %peer, reason = broke.as_ref().unwrap_or(&lost), "following has ended");
             if shared.library.status.borrow().position != applied_before {
                 backoff = retry();
                 redirects = 0;
