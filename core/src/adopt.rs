@@ -22,8 +22,8 @@ use crate::{
     capture::quote,
     error::Error,
     library::Library,
+    row_text,
     store::{Model, Tx},
-    value,
 };
 
 mod meet;
@@ -223,7 +223,7 @@ fn step(tx: &mut Tx<'_>, limit: u64) -> Result<Option<Stepped>, Error> {
         match &upto {
             Some(key) => {
                 let mut after = String::new();
-                value::write_array(key.iter().map(|value| (value, false)), &mut after);
+                row_text::write(key.iter().map(|value| (value, false)), &mut after);
                 tx.conn
                     .prepare_cached("UPDATE sync_adoption SET after = ?2, done = ?3 WHERE model = ?1")?
                     .execute(params![model.descriptor.id, after, done])?;

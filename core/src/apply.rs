@@ -31,7 +31,7 @@ use crate::{
     inject::{self, Safeguard},
     layout::LogRows,
     life,
-    log::{self, Appender, Authors, LogReader},
+    log::{self, Appender, Authors, CHUNK, LogReader},
     overlay,
     park::{self, Identity},
     pending,
@@ -70,13 +70,15 @@ pub(crate) struct Arrived {
     company: Vec<Company>,
 }
 
-/// Other entries of the same record in the batch.
+/// Other entries of the same record.
 #[derive(Clone, Copy, Debug, Default)]
 struct Company {
-    /// There is one before.
+    /// There is one before in the batch.
     again: bool,
-    /// There is a later one whose image replaces this one's.
+    /// There is a later one in the batch whose image replaces this one's.
     replaced: bool,
+    /// Where the record's image is that an earlier batch of the transaction left ([`Images`]).
+    image: Option<u32>,
 }
 
 impl Arrived {
@@ -275,15 +277,14 @@ pub(crate) fn apply(
     if let Rows::AtTheEnd(images) = rows {
         // A tree is looked at with its rows in place, and the application's triggers see one row after the other.
         if parts == Parts::None && !(has_pending && has_tree(tx)) && !tx.foreign_triggers {
+            images.find(arrived);
             later = Some(images);
         } else {
             images.write(tx)?;
         }
     }
     let as_they_come = !step_out_first && later.is_none();
-    let known = later.as_deref();
-    let Appended { position, own, blocked } =
-        append(tx, replica, parts, arrived, known, as_they_come, has_pending)?;
+    let Appended { position, own, blocked } = append(tx, replica, parts, arrived, as_they_come, has_pending)?;
     if let Some(images) = later {
         if let Some(touched) = touched {
             note(touched, arrived);
@@ -408,14 +409,23 @@ fn each_part(
     each(tx, arrived)
 }
 
-/// Appends every entry to the log, with the groups, the vector of origins and the clock. Of records that `known` images are
-/// of, the log has entries. Where rows are written as they come, each part's are behind its entries: a part is unpacked once.
+/// Of which of a part's entries the log may have to keep the row before, since it has none of their records so far.
+fn firsts(appender: &mut Appender<'_>, part: &Arrived) -> Result<Vec<bool>, Error> {
+    let mut is_first = |(entry, company): (&Entry, &Company)| match &entry.body {
+        Body::Change(change) if change.existed && !company.again && company.image.is_none() => {
+            Ok(!appender.has_earlier(change)?)
+        }
+        _ => Ok(false),
+    };
+    part.batch.entries.iter().zip(&part.company).map(&mut is_first).collect()
+}
+
+/// Appends every entry to the log, with the groups, the vector of origins and the clock. Where rows are written as they come, each part's are behind its entries: a part is unpacked once.
 fn append(
     tx: &mut Tx<'_>,
     Replica { top, device, mut clock, .. }: Replica,
     parts: Parts,
     arrived: &Arrived,
-    known: Option<&Images>,
     as_they_come: bool,
     has_pending: bool,
 ) -> Result<Appended, Error> {
@@ -447,14 +457,19 @@ fn append(
     let (mut appender, mut authors) = (Appender::new(tx, top)?, Authors::default());
     each_part(tx, parts, arrived, |tx, part| {
         let mut groups = part.batch.groups.iter().peekable();
-        for (i, (entry, company)) in part.batch.entries.iter().zip(&part.company).enumerate() {
+        let firsts = firsts(&mut appender, part)?;
+        let mut next = 0;
+        while let Some(entry) = part.batch.entries.get(next) {
+            let chunk = next..(next + CHUNK).min(part.batch.entries.len());
+            let alike = &part.batch.entries[chunk.clone()];
+            if !firsts[chunk.clone()].contains(&true) && appender.push_alike(alike, &part.rows, next)? {
+                next = chunk.end;
+                continue;
+            }
             match &entry.body {
                 Body::Change(change) => {
-                    let may_be_first =
-                        change.existed && !company.again && !known.is_some_and(|images| images.know(change));
-                    let is_first = may_be_first && !appender.has_earlier(change)?;
-                    let image = if is_first { row_in_table(tx, change)? } else { None };
-                    appender.push_change(entry, change, Some(part.rows.get(i)), image.as_deref())?;
+                    let image = if firsts[next] { row_in_table(tx, change)? } else { None };
+                    appender.push_change(entry, change, Some(part.rows.get(next)), image.as_deref())?;
                     if park::concerns(change) {
                         while groups.next_if(|group| group.last < entry.seq).is_some() {}
                         let group = groups.peek().ok_or_else(|| in_no_group(entry))?;
@@ -470,8 +485,12 @@ fn append(
                 }
                 _ => appender.push(entry)?,
             }
-            clock = clock.max(entry.body.ranking_stamp().unwrap_or(0));
-            position = Position { term: entry.term, seq: entry.seq };
+            next += 1;
+        }
+        let stamps = part.batch.entries.iter().filter_map(|entry| entry.body.ranking_stamp());
+        clock = stamps.fold(clock, u64::max);
+        if let Some(last) = part.batch.entries.last() {
+            position = Position { term: last.term, seq: last.seq };
         }
         if inject::is_off(Safeguard::OneTransaction) {
             tx.conn.execute_batch("COMMIT; BEGIN IMMEDIATE")?;

@@ -18,7 +18,8 @@ use crate::{
     id::Seq,
     outcome,
     record::RecordId,
-    value::{self, Value},
+    row_text::{self, Parts},
+    value::Value,
 };
 
 /// What the log keeps of a change.
@@ -242,9 +243,9 @@ impl Shape {
         let said = self.uuid_key().filter(|&key| record.is_uuid(&row[key]));
         let value = |i: usize| (if said == Some(i) { &Value::Null } else { &row[i] }, self.uuids[i]);
         if kind == EntryKind::Upsert {
-            value::write_array((0..self.uuids.len()).map(value), out);
+            row_text::write((0..self.uuids.len()).map(value), out);
         } else {
-            value::write_array(self.key.iter().copied().map(value), out);
+            row_text::write(self.key.iter().copied().map(value), out);
         }
     }
 
@@ -283,12 +284,12 @@ impl Shape {
         values: impl Iterator<Item = &'v Value>,
         out: &mut String,
     ) {
-        value::write_array(values.zip(self.uuids_of(fields)), out);
+        row_text::write(values.zip(self.uuids_of(fields)), out);
     }
 
     /// Reads [`Shape::write_values`] back, or says what is wrong.
     pub(crate) fn read_values(&self, fields: &[u16], text: &str) -> Result<Vec<Value>, String> {
-        value::read_array(text, &self.uuids_of(fields))
+        row_text::read(text, &self.uuids_of(fields))
     }
 
     fn uuids_of(&self, fields: &[u16]) -> Vec<bool> {
@@ -302,25 +303,44 @@ impl Shape {
         record: &RecordId,
         text: &str,
     ) -> Result<Vec<Value>, Error> {
-        let damaged = |e: String| Error::Damaged(format!("a row of model `{}`: {e}", self.model));
         let mut row;
         if kind == EntryKind::Upsert {
-            row = value::read_array(text, &self.uuids).map_err(damaged)?;
+            row = row_text::read(text, &self.uuids).map_err(|e| self.damaged(&e))?;
         } else {
             let marked: Vec<bool> = self.key.iter().map(|&i| self.uuids[i]).collect();
-            let key = value::read_array(text, &marked).map_err(damaged)?;
+            let key = row_text::read(text, &marked).map_err(|e| self.damaged(&e))?;
             row = vec![Value::Null; self.fields.len()];
             for (&i, value) in self.key.iter().zip(key) {
                 row[i] = value;
             }
         }
-        if let Some(key) = self.uuid_key().map(|key| &mut row[key])
-            && matches!(key, Value::Null)
-            && let Some(uuid) = record.as_uuid()
-        {
-            *key = Value::Blob(uuid.into());
-        }
+        self.say_key(record, &mut row);
         Ok(row)
+    }
+
+    /// [`Shape::read_row`] of a row after an upsert whose text was taken apart.
+    pub(crate) fn row_of(&self, record: &RecordId, parts: Parts<'_>) -> Result<Vec<Value>, Error> {
+        let mut row = parts.values(&self.uuids).map_err(|e| self.damaged(&e))?;
+        self.say_key(record, &mut row);
+        Ok(row)
+    }
+
+    fn say_key(&self, record: &RecordId, row: &mut [Value]) {
+        if let Some((key, uuid)) = self.said_key(record)
+            && row[key] == Value::Null
+        {
+            row[key] = Value::Blob(uuid.into());
+        }
+    }
+
+    /// The field, and its value, for which a row's text may have `null`, since the record's id says it.
+    pub(crate) fn said_key<'r>(&self, record: &'r RecordId) -> Option<(usize, &'r [u8])> {
+        self.uuid_key().zip(record.as_uuid())
+    }
+
+    /// Of a row's text that cannot be read.
+    pub(crate) fn damaged(&self, what: &str) -> Error {
+        Error::Damaged(format!("a row of model `{}`: {what}", self.model))
     }
 }
 

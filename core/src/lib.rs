@@ -135,6 +135,7 @@ mod record;
 mod references;
 pub mod resolve;
 pub mod row;
+mod row_text;
 mod seal;
 mod sequence;
 mod serving;

@@ -6,19 +6,22 @@
 
 use std::sync::Arc;
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params, types::ValueRef};
+use once_cell::sync::Lazy;
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use crate::{
-    entry::{Batch, Body, Change, Decision, Entry, EntryKind, Group, Run, Seen, Shape},
+    entry::{Body, Change, Decision, Entry, EntryKind, Group, Run, Seen, Shape},
     error::Error,
     id::{DeviceId, Incarnation, Origin, OriginSeq, Position, Seq, Term},
-    inject,
-    layout::{Layouts, LogRow, LogRows, Numbered, Numbers},
-    life, outcome, pending,
-    record::RecordId,
+    layout::{LogRow, LogRows, Numbered, Numbers},
+    life,
     store::Tx,
     value::{self, Value},
 };
+
+mod excerpt;
+
+pub(crate) use excerpt::{Excerpt, Kept, KeptBody, LogReader, PlainChange};
 
 /// A batch is closed before the row that would take it over this many bytes (or at this many entries): about 50 ms of
 /// applying. A larger row goes in a batch of its own.
@@ -29,8 +32,30 @@ pub(crate) const BATCH_ENTRIES: usize = 8192;
 /// author made, what that replaced, and what stands. They stay below [`UNPACKED_MAX`](crate::wire::UNPACKED_MAX).
 pub(crate) const ROW_MAX: usize = 5 << 18;
 
+/// What an entry takes in a message beside what it says.
+const ENTRY_BYTES: usize = 48;
+
 /// What neighbours in the log mostly have in common: kind, model, whether the record was there before, layout.
 type Bound = (i64, i64, bool, i64);
+
+/// Plain changes that one statement appends at once: it begins, opens the log and its indexes and ends once for all of them.
+pub(crate) const CHUNK: usize = 16;
+
+/// Parameters of [`INSERT_CHUNK`]: first what the changes have in common, then of each what it has for itself.
+const COMMON: usize = 4;
+const OF_EACH: usize = 6;
+
+/// `OR FAIL`, since SQLite would otherwise keep every page as it was, to undo part of the statement. Whoever appends gives the
+/// transaction up when it fails.
+static INSERT_CHUNK: Lazy<String> = Lazy::new(|| {
+    let row = |i: usize| {
+        let own = (1 + COMMON + OF_EACH * i..).take(OF_EACH).map(|parameter| format!(", ?{parameter}"));
+        format!("(?1, ?2, ?3, ?4{})", own.collect::<String>())
+    };
+    let rows: Vec<String> = (0..CHUNK).map(row).collect();
+    let columns = "kind, model, existed, layout, n, stamp, at, record, data, fields";
+    format!("INSERT OR FAIL INTO sync_entry ({columns}) VALUES {}", rows.join(", "))
+});
 
 /// Appends entries in order, with its statements prepared.
 pub(crate) struct Appender<'c> {
@@ -40,11 +65,15 @@ pub(crate) struct Appender<'c> {
     insert_plain: CachedStatement<'c>,
     /// What it is bound to already: the same for most rows.
     bound: Option<Bound>,
+    /// For many of those, and what it is bound to. Prepared when there are as many.
+    insert_chunk: Option<(CachedStatement<'c>, Option<Bound>)>,
     earlier: CachedStatement<'c>,
     numbers: &'c Numbers,
     /// Those of the shape before: most rows have the same.
     last: Option<(Arc<Shape>, Numbered)>,
     term: Option<Term>,
+    /// The last number that this has written.
+    last_seq: Option<Seq>,
     row: LogRows,
 }
 
@@ -66,10 +95,12 @@ impl<'c> Appender<'c> {
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             )?,
             bound: None,
+            insert_chunk: None,
             earlier: conn
                 .prepare_cached("SELECT 1 FROM sync_entry WHERE model = ?1 AND record = ?2 LIMIT 1")?,
             last: None,
             term: (top.seq > Seq(0)).then_some(top.term),
+            last_seq: None,
             row: LogRows::default(),
         })
     }
@@ -111,11 +142,28 @@ impl<'c> Appender<'c> {
     fn push_plain(&mut self, entry: &Entry, data: Option<String>) -> Result<(), Error> {
         self.push_term(entry)?;
         let (kind, n) = (entry.body.kind() as i64, entry.n.map(|n| n.0));
+        let number = self.number(entry.seq);
         self.conn
             .prepare_cached(
                 "INSERT INTO sync_entry (seq, kind, n, stamp, at, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
-            .execute(params![entry.seq.0, kind, n, entry.body.stamp(), entry.body.at(), data])?;
+            .execute(params![number, kind, n, entry.body.stamp(), entry.body.at(), data])?;
+        self.note_written(entry.seq)
+    }
+
+    /// What an entry's number is bound to: nothing where it follows on the last one written, behind which SQLite counts on by
+    /// itself. Told the number, it would look first whether there is such a row.
+    fn number(&self, seq: Seq) -> Option<u64> {
+        let counts_on = self.last_seq.is_some_and(|last| last.next() == seq);
+        (!counts_on).then_some(seq.0)
+    }
+
+    fn note_written(&mut self, seq: Seq) -> Result<(), Error> {
+        let number = self.conn.last_insert_rowid();
+        if u64::try_from(number) != Ok(seq.0) {
+            return Err(Error::Damaged(format!("entry {seq} would have become the log's {number}th")));
+        }
+        self.last_seq = Some(seq);
         Ok(())
     }
 
@@ -130,7 +178,7 @@ impl<'c> Appender<'c> {
     ) -> Result<(), Error> {
         self.push_term(entry)?;
         let Numbered { model, layout } = self.numbers(&change.shape)?;
-        let (seq, kind, n) = (entry.seq.0, change.effect() as i64, entry.n.map(|n| n.0));
+        let (number, kind, n) = (self.number(entry.seq), change.effect() as i64, entry.n.map(|n| n.0));
         let before = match image {
             Some(image) if change.existed && !self.has_earlier(change)? => {
                 let mut text = String::new();
@@ -139,12 +187,7 @@ impl<'c> Appender<'c> {
             }
             _ => None,
         };
-        let plain = before.is_none()
-            && change.mark.is_none()
-            && change.actor.is_none()
-            && change.decides.is_none()
-            && change.rank.is_none()
-            && change.outcome.is_none();
+        let plain = before.is_none() && has_nothing_beside(change);
         let row = match row {
             Some(row) => row,
             None => self.row.set(change),
@@ -159,7 +202,7 @@ impl<'c> Appender<'c> {
                 insert.raw_bind_parameter(4, layout)?;
                 self.bound = Some(common);
             }
-            insert.raw_bind_parameter(5, seq)?;
+            insert.raw_bind_parameter(5, number)?;
             insert.raw_bind_parameter(6, n)?;
             insert.raw_bind_parameter(7, change.stamp)?;
             insert.raw_bind_parameter(8, change.at)?;
@@ -167,10 +210,10 @@ impl<'c> Appender<'c> {
             insert.raw_bind_parameter(10, row.text)?;
             insert.raw_bind_parameter(11, row.fields)?;
             insert.raw_execute()?;
-            return Ok(());
+            return self.note_written(entry.seq);
         }
         self.insert.execute(params![
-            seq,
+            number,
             kind,
             n,
             change.stamp,
@@ -188,7 +231,49 @@ impl<'c> Appender<'c> {
             change.decides.map(Decision::to_text),
             change.rank
         ])?;
-        Ok(())
+        self.note_written(entry.seq)
+    }
+
+    /// Appends so many changes as one statement takes ([`CHUNK`]), if that is how many there are and they are alike: plain, of
+    /// one shape, and no record's row is to be kept beside them. `rows` has what the log keeps of them, from `first` on. Whether
+    /// it did.
+    pub(crate) fn push_alike(
+        &mut self,
+        entries: &[Entry],
+        rows: &LogRows,
+        first: usize,
+    ) -> Result<bool, Error> {
+        let (Some(head), Some(last)) = (entries.first(), entries.last()) else { return Ok(false) };
+        if entries.len() != CHUNK || self.number(head.seq).is_some() || self.term != Some(head.term) {
+            return Ok(false);
+        }
+        let Some((shape, kind, existed)) = alike(entries) else { return Ok(false) };
+        let Numbered { model, layout } = self.numbers(shape)?;
+        let (insert, bound) = match &mut self.insert_chunk {
+            Some(prepared) => prepared,
+            none => none.insert((self.conn.prepare_cached(&INSERT_CHUNK)?, None)),
+        };
+        let common = (kind as i64, model, existed, layout);
+        if *bound != Some(common) {
+            insert.raw_bind_parameter(1, kind as i64)?;
+            insert.raw_bind_parameter(2, model)?;
+            insert.raw_bind_parameter(3, existed)?;
+            insert.raw_bind_parameter(4, layout)?;
+            *bound = Some(common);
+        }
+        for (i, entry) in entries.iter().enumerate() {
+            let Body::Change(change) = &entry.body else { continue };
+            let (own, row) = (1 + COMMON + OF_EACH * i, rows.get(first + i));
+            insert.raw_bind_parameter(own, entry.n.map(|n| n.0))?;
+            insert.raw_bind_parameter(own + 1, change.stamp)?;
+            insert.raw_bind_parameter(own + 2, change.at)?;
+            insert.raw_bind_parameter(own + 3, &change.record)?;
+            insert.raw_bind_parameter(own + 4, row.text)?;
+            insert.raw_bind_parameter(own + 5, row.fields)?;
+        }
+        insert.raw_execute()?;
+        self.note_written(last.seq)?;
+        Ok(true)
     }
 
     /// Whether the log holds an entry of the record already.
@@ -207,6 +292,37 @@ impl<'c> Appender<'c> {
         self.last = Some((Arc::clone(shape), numbers));
         Ok(numbers)
     }
+}
+
+/// A change that has neither mark, actor, decision, outcome nor a rank of its own.
+fn plain(entry: &Entry) -> Option<&Change> {
+    match &entry.body {
+        Body::Change(change) if has_nothing_beside(change) => Some(change),
+        _ => None,
+    }
+}
+
+/// See [`plain`].
+fn has_nothing_beside(change: &Change) -> bool {
+    change.mark.is_none()
+        && change.actor.is_none()
+        && change.decides.is_none()
+        && change.rank.is_none()
+        && change.outcome.is_none()
+}
+
+/// The shape of changes of one term that differ in nothing but their records and values, what they do, and whether their
+/// records were there before; `None` of others.
+fn alike(entries: &[Entry]) -> Option<(&Arc<Shape>, EntryKind, bool)> {
+    let (first, term) = (plain(entries.first()?)?, entries.first()?.term);
+    let is_alike = |entry: &Entry| {
+        let is_like = |change: &Change| {
+            Arc::ptr_eq(&change.shape, &first.shape)
+                && (change.kind, change.existed) == (first.kind, first.existed)
+        };
+        entry.term == term && plain(entry).is_some_and(is_like)
+    };
+    entries.iter().all(is_alike).then_some((&first.shape, first.kind, first.existed))
 }
 
 /// Writes the row that the entries of a group share, and this device's hybrid logical clock with it: no lower than it was,
@@ -407,133 +523,6 @@ pub(crate) fn read_run(row: &Row<'_>, at: usize) -> Result<Run, Error> {
     })
 }
 
-/// Reads the log for other devices.
-#[derive(Default)]
-pub(crate) struct LogReader {
-    layouts: Layouts,
-}
-
-impl LogReader {
-    /// The entries after `after` up to `until`: whole groups up to the size of a batch, or one part of a group
-    /// that is larger, which may be a single row. Empty if there are none.
-    pub(crate) fn read(&mut self, conn: &Connection, after: Seq, until: Seq) -> Result<Batch, Error> {
-        let position = match after.0 {
-            0 => Position::EMPTY,
-            _ => Position { term: term_at(conn, after)?, seq: after },
-        };
-        let room = until.0.saturating_sub(after.0).min(BATCH_ENTRIES as u64) as usize;
-        let mut batch = Batch { after: position, entries: Vec::with_capacity(room), groups: Vec::new() };
-        let mut groups = GroupCursor::at(conn, after)?;
-        // In the middle of a group: go on to its end and no further.
-        let until = groups.current.as_ref().filter(|g| g.first <= after).map_or(until, |g| until.min(g.last));
-        let mut runs = runs_from(conn, after)?.into_iter().peekable();
-        let mut term = position.term;
-        let mut size = 0;
-        let mut whole = 0;
-        let mut statement = conn.prepare_cached(
-            "SELECT seq, kind, n, stamp, at, layout, record, existed, fields, data, mark, actor, change, decides, rank
-             FROM sync_entry WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
-        )?;
-        let mut rows = statement.query([after.0, until.0])?;
-        while let Some(row) = rows.next()? {
-            let seq = Seq(row.get(0)?);
-            while let Some(run) = runs.next_if(|run| run.first <= seq) {
-                term = run.term;
-            }
-            let group = match row.get::<_, i64>(1)? {
-                kind if kind == EntryKind::TermStart as i64 => None,
-                _ => groups.seek(conn, seq)?,
-            };
-            // What would be read of it would have to be read again.
-            if whole > 0 && group.is_some_and(|g| g.last.0 > position.seq.0 + inject::batch_entries() as u64)
-            {
-                break;
-            }
-            let entry = self.read_entry(conn, row, seq, term)?;
-            let begins = group.filter(|g| g.first == seq).map_or(0, group_size);
-            let whole_group = group.is_none_or(|g| g.last == seq);
-            let entry_size = entry_size(&entry) + begins;
-            if size + entry_size > BATCH_BYTES && !batch.entries.is_empty() {
-                break;
-            }
-            size += entry_size;
-            batch.entries.push(entry);
-            if whole_group {
-                whole = batch.entries.len();
-            }
-            if batch.entries.len() >= inject::batch_entries() {
-                break;
-            }
-        }
-        drop(rows);
-        // Whole groups if there are any; otherwise what there is, a part of one group.
-        if whole > 0 {
-            batch.entries.truncate(whole);
-        }
-        let last = batch.last();
-        batch.groups = groups.passed;
-        batch.groups.retain(|g| g.first <= last);
-        Ok(batch)
-    }
-
-    /// The entry at `seq` with its group; `None` if there is no such change.
-    pub(crate) fn change(&mut self, conn: &Connection, seq: Seq) -> Result<Option<(Entry, Group)>, Error> {
-        let mut batch = self.read(conn, Seq(seq.0.saturating_sub(1)), seq)?;
-        let entry = batch.entries.pop().filter(|entry| matches!(entry.body, Body::Change(_)));
-        Ok(entry.zip(batch.groups.pop()))
-    }
-
-    fn read_entry(&mut self, conn: &Connection, row: &Row<'_>, seq: Seq, term: Term) -> Result<Entry, Error> {
-        let kind: i64 = row.get(1)?;
-        let kind = EntryKind::from_i64(kind)
-            .ok_or_else(|| Error::Damaged(format!("entry {seq} is of kind {kind}")))?;
-        let (stamp, at) = (row.get::<_, u64>(3)?, row.get(4)?);
-        let data = match row.get_ref(9)? {
-            ValueRef::Text(text) => {
-                std::str::from_utf8(text).map_err(|_| Error::Damaged(format!("entry {seq} is not UTF-8")))?
-            }
-            _ => "",
-        };
-        let body = match kind {
-            EntryKind::TermStart => Body::TermStart { stamp, at },
-            EntryKind::Member => {
-                let (device, role) = member_of(data)
-                    .ok_or_else(|| Error::Damaged(format!("entry {seq} names no device with its role")))?;
-                Body::Member { device, role, stamp, at }
-            }
-            _ => {
-                let shape = Arc::clone(self.layouts.get(conn, row.get(5)?)?);
-                let record = RecordId::read(row.get_ref(6)?)?;
-                let values = shape.read_row(kind, &record, data)?;
-                let fields = self.layouts.fields(&shape, row.get_ref(8)?)?;
-                let change = Change {
-                    record,
-                    kind,
-                    existed: row.get(7)?,
-                    fields,
-                    row: values,
-                    before: None,
-                    stamp,
-                    rank: row.get(14)?,
-                    at,
-                    mark: row.get(10)?,
-                    actor: row.get(11)?,
-                    decides: pending::read_decision(row.get(13)?)?,
-                    outcome: None,
-                    shape,
-                };
-                Body::Change(match row.get_ref(12)? {
-                    ValueRef::Text(text) => {
-                        outcome::from_json(&String::from_utf8_lossy(text), &mut self.layouts, change)?
-                    }
-                    _ => change,
-                })
-            }
-        };
-        Ok(Entry { seq, term, n: row.get::<_, Option<u64>>(2)?.map(OriginSeq), body })
-    }
-}
-
 /// The device that became a member and the precedence of its role, of what a row of the log keeps.
 pub(crate) fn member_of(data: &str) -> Option<(DeviceId, u8)> {
     match value::row_from_json(data).ok()?.as_slice() {
@@ -548,9 +537,8 @@ pub(crate) fn member_of(data: &str) -> Option<(DeviceId, u8)> {
 
 /// At least the bytes that an entry takes in a message before it is packed. Counted here with room, so that a batch of
 /// [`BATCH_BYTES`] can always be read: many small columns take more than their values.
-pub(crate) fn entry_size(entry: &Entry) -> usize {
-    const FIXED: usize = 48;
-    let Body::Change(change) = &entry.body else { return FIXED + 32 };
+pub(crate) fn entry_size(body: &Body) -> usize {
+    let Body::Change(change) = body else { return ENTRY_BYTES + 32 };
     let note = |text: &Option<String>| text.as_ref().map_or(0, |text| text.len() + 12);
     let fields = change.fields.as_ref().map_or(0, |fields| 3 * (fields.len() + 1));
     let row: usize = change.row.iter().map(|value| value.size() + 4).sum();
@@ -561,72 +549,10 @@ pub(crate) fn entry_size(entry: &Entry) -> usize {
     });
     let decides = if change.decides.is_some() { 24 } else { 0 };
     let rank = change.rank.map_or(0, |_| 16);
-    FIXED + rank + row + fields + note(&change.mark) + note(&change.actor) + decides + outcome
+    ENTRY_BYTES + rank + row + fields + note(&change.mark) + note(&change.actor) + decides + outcome
 }
 
 /// The same of what the entries of a group share.
 pub(crate) fn group_size(group: &Group) -> usize {
     240 + 40 * group.seen.len()
-}
-
-/// The runs of the log that reach beyond `after`, ascending.
-fn runs_from(conn: &Connection, after: Seq) -> Result<Vec<Run>, Error> {
-    conn.prepare_cached(
-        "SELECT first, number, leader, counter, nonce FROM sync_term
-         WHERE first > ?1 OR first = (SELECT max(first) FROM sync_term WHERE first <= ?1) ORDER BY first",
-    )?
-    .query_map([after.0], |row| Ok(read_run(row, 0)))?
-    .map(|run| run?)
-    .collect()
-}
-
-/// Walks the groups beside the entries.
-struct GroupCursor {
-    current: Option<Group>,
-    passed: Vec<Group>,
-}
-
-impl GroupCursor {
-    /// At the group that `after` is in the middle of, if it is in one.
-    fn at(conn: &Connection, after: Seq) -> Result<Self, Error> {
-        let inside = read_groups(conn, "g.first <= ?1 AND g.last > ?1", after)?;
-        Ok(Self { passed: inside.iter().cloned().collect(), current: inside })
-    }
-
-    /// The group of the change at `seq`.
-    fn seek(&mut self, conn: &Connection, seq: Seq) -> Result<Option<&Group>, Error> {
-        if self.current.as_ref().is_none_or(|g| g.last < seq) {
-            self.current = read_groups(conn, "g.first <= ?1 AND g.last >= ?1", seq)?;
-            self.passed.extend(self.current.clone());
-        }
-        Ok(self.current.as_ref())
-    }
-}
-
-fn read_groups(conn: &Connection, which: &str, seq: Seq) -> Result<Option<Group>, Error> {
-    let damaged = |what: &str| Error::Damaged(format!("the group at entry {seq} has a damaged {what}"));
-    let sql = format!(
-        "SELECT o.origin, o.device, g.tag, g.base_term, g.base_seq, g.seen, g.first_n, g.last_n, g.first, g.last, g.prev, g.was
-         FROM sync_group g JOIN sync_origin o ON o.id = g.origin WHERE {which} ORDER BY g.first DESC LIMIT 1"
-    );
-    let read = |r: &Row<'_>| -> Result<Group, Error> {
-        let text = |column: usize| r.get::<_, String>(column);
-        Ok(Group {
-            origin: Origin(text(0)?.parse().map_err(|_| damaged("origin"))?),
-            device: DeviceId::parse(&text(1)?).ok_or_else(|| damaged("device"))?,
-            tag: r.get::<_, i64>(2)? as u64,
-            base: Position {
-                term: Term::from_text(&text(3)?).ok_or_else(|| damaged("base"))?,
-                seq: Seq(r.get(4)?),
-            },
-            prev: r.get::<_, i64>(10)? as u64,
-            was: life::read_was(r.get::<_, Option<String>>(11)?.as_deref())?,
-            seen: Seen::from_json(&text(5)?).ok_or_else(|| damaged("list of what was seen"))?,
-            first_n: OriginSeq(r.get(6)?),
-            last_n: OriginSeq(r.get(7)?),
-            first: Seq(r.get(8)?),
-            last: Seq(r.get(9)?),
-        })
-    };
-    conn.prepare_cached(&sql)?.query_row([seq.0], |r| Ok(read(r))).optional()?.transpose()
 }

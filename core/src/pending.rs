@@ -131,7 +131,7 @@ pub(crate) fn read(conn: &Connection, after: &PushedUpTo) -> Result<Option<Push>
             _ => 0,
         };
         let entry = Entry { seq, term: Term::ZERO, n: Some(n), body };
-        size += entry_size(&entry) + old;
+        size += entry_size(&entry.body) + old;
         if !batch.entries.is_empty() && (size > BATCH_BYTES || batch.entries.len() >= inject::batch_entries())
         {
             break;

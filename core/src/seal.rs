@@ -475,7 +475,7 @@ impl<'c> Sink<'c> {
                     let identity = Identity { origin: self.minted.origin, n, tag: self.tag };
                     park::park(tx, &mut Authors::default(), identity, self.device, seq, change)?;
                 }
-                self.fresh_bytes += entry_size(&entry);
+                self.fresh_bytes += entry_size(&entry.body);
                 match &mut self.fresh {
                     Some(fresh) if fresh.len() < BATCH_ENTRIES && self.fresh_bytes <= BATCH_BYTES => {
                         if let Body::Change(change) = &mut entry.body

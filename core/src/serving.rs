@@ -170,9 +170,9 @@ pub(crate) fn entries(
     after: Seq,
     until: Position,
 ) -> Result<(Message, Seq), Error> {
-    let batch = LogReader::default().read(conn, after, until.seq)?;
+    let excerpt = LogReader::default().excerpt(conn, after, until.seq)?;
     let (lead, floor) = served;
-    Ok((Message::entries(lead, floor, until, &batch), batch.last()))
+    Ok((Message::excerpt(lead, floor, until, &excerpt)?, excerpt.last()))
 }
 
 /// What a follower pushed.

@@ -15,9 +15,8 @@
 
 use std::fmt;
 
-use memchr::memchr2;
 use sea_orm::sea_query::{ArrayType, Value as SeaValue};
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 use uuid::Uuid;
 
 pub use crate::bytes::Bytes;
@@ -153,7 +152,7 @@ pub(crate) fn write_json_string(text: &str, out: &mut String) {
     out.push('"');
 }
 
-fn write_escaped_text(bytes: &[u8], out: &mut String) {
+pub(crate) fn write_escaped_text(bytes: &[u8], out: &mut String) {
     out.push_str(r#"{"$text":""#);
     write_hex(bytes, out);
     out.push_str(r#""}"#);
@@ -216,106 +215,11 @@ pub fn row_from_json(json: &str) -> Result<Vec<(String, Value)>, String> {
     Ok(row)
 }
 
-/// Writes a row as a JSON array, the form in which the log keeps it. `is_uuid` names the fields whose 16-byte BLOBs
-/// stand as plain text; a text in such a field is escaped, so that nothing is lost.
-pub(crate) fn write_array<'v>(row: impl Iterator<Item = (&'v Value, bool)>, out: &mut String) {
-    out.push('[');
-    for (i, (value, is_uuid)) in row.enumerate() {
-        if i > 0 {
-            out.push(',');
-        }
-        match value {
-            Value::Blob(bytes) if is_uuid && bytes.len() == 16 => {
-                let mut uuid = [0u8; 16];
-                uuid.copy_from_slice(bytes);
-                let mut buffer = [0u8; uuid::fmt::Hyphenated::LENGTH];
-                out.push('"');
-                out.push_str(Uuid::from_bytes(uuid).hyphenated().encode_lower(&mut buffer));
-                out.push('"');
-            }
-            Value::Text(bytes) if is_uuid => write_escaped_text(bytes, out),
-            value => value.write_json(out),
-        }
-    }
-    out.push(']');
-}
-
-/// Reads a row back that [`write_array`] wrote, given the same fields.
-///
-/// # Errors
-/// A sentence about what in the text is not of that form, another number of values among it.
-pub(crate) fn read_array(json: &str, is_uuid: &[bool]) -> Result<Vec<Value>, String> {
-    match read_plain(json, is_uuid) {
-        Some(row) => Ok(row),
-        None => read_any(json, is_uuid),
-    }
-}
-
-/// [`read_array`] of a row in which nothing is escaped, as most are; `None` where another look is needed.
-fn read_plain(json: &str, is_uuid: &[bool]) -> Option<Vec<Value>> {
-    let mut rest = json.strip_prefix('[')?;
-    let mut row = Vec::with_capacity(is_uuid.len());
-    for (i, is_uuid) in is_uuid.iter().enumerate() {
-        if i > 0 {
-            rest = rest.strip_prefix(',')?;
-        }
-        let value;
-        if let Some(text) = rest.strip_prefix('"') {
-            let (text, behind) = text.split_at(memchr2(b'"', b'\\', text.as_bytes())?);
-            if text.bytes().fold(false, |any, byte| any | (byte < 0x20)) {
-                return None;
-            }
-            rest = behind.strip_prefix('"')?;
-            value = if *is_uuid {
-                Value::Blob(Uuid::try_parse(text).ok()?.as_bytes().into())
-            } else {
-                Value::Text(text.into())
-            };
-        } else if let Some(behind) = rest.strip_prefix("null") {
-            (value, rest) = (Value::Null, behind);
-        } else {
-            let end = rest.bytes().position(|byte| !byte.is_ascii_digit() && byte != b'-')?;
-            let (digits, behind) = rest.split_at(end);
-            // What goes on is no integer, and what begins otherwise none that JSON has.
-            let is_integer = behind.starts_with([',', ']'])
-                && digits.trim_start_matches('-').strip_prefix('0').is_none_or(|more| more.is_empty())
-                && digits != "-0";
-            (value, rest) = (Value::Integer(digits.parse().ok().filter(|_| is_integer)?), behind);
-        }
-        row.push(value);
-    }
-    (rest == "]").then_some(row)
-}
-
-fn read_any(json: &str, is_uuid: &[bool]) -> Result<Vec<Value>, String> {
-    struct Row<'u>(&'u [bool]);
-    impl<'de> Visitor<'de> for Row<'_> {
-        type Value = Vec<Value>;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "a JSON array of {} values", self.0.len())
-        }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-            let mut row = Vec::with_capacity(self.0.len());
-            for is_uuid in self.0 {
-                let next = seq.next_element_seed(AnyValue { is_uuid: *is_uuid })?;
-                row.push(next.ok_or_else(|| de::Error::invalid_length(row.len(), &self))?);
-            }
-            match seq.next_element::<de::IgnoredAny>()? {
-                None => Ok(row),
-                Some(_) => Err(de::Error::invalid_length(row.len() + 1, &self)),
-            }
-        }
-    }
-    let mut reader = serde_json::Deserializer::from_str(json);
-    let row = reader.deserialize_seq(Row(is_uuid)).map_err(|e| e.to_string())?;
-    reader.end().map_err(|e| e.to_string())?;
-    Ok(row)
-}
-
+/// Reads one value in its JSON form.
 #[derive(Clone, Copy, Default)]
-struct AnyValue {
+pub(crate) struct AnyValue {
     /// A text is a UUID.
-    is_uuid: bool,
+    pub(crate) is_uuid: bool,
 }
 
 impl<'de> DeserializeSeed<'de> for AnyValue {
@@ -638,66 +542,6 @@ mod tests {
         let back = row_from_json(&json).expect("reads back");
         assert_eq!(back.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>(), names);
         assert_eq!(back.into_iter().map(|(_, v)| v).collect::<Vec<_>>(), row);
-        for is_uuid in [false, true] {
-            let mut array = String::new();
-            write_array(row.iter().map(|v| (v, is_uuid)), &mut array);
-            serde_json::from_str::<serde_json::Value>(&array).expect("the array is JSON");
-            let hints = vec![is_uuid; row.len()];
-            assert_eq!(read_array(&array, &hints).expect("reads back"), row, "{array}");
-            assert!(read_array(&array, &hints[1..]).is_err(), "another number of values");
-        }
-    }
-
-    #[test]
-    fn a_plain_array_is_read_as_any_other_and_what_is_no_array_is_an_error() {
-        let uuid = "00000000-0000-0000-0000-000000000001";
-        let mut texts: Vec<String> = [
-            "[]",
-            "[1,2]",
-            "[1,2,3",
-            "[1,2,3]]",
-            "[1,2,3] ",
-            "[01,2,3]",
-            "[-0,2,3]",
-            "[0,-1,10]",
-            "[--1,2,3]",
-            "[1-1,2,3]",
-            "[1.0,2,3]",
-            "[1e3,2,3]",
-            "[9223372036854775807,-9223372036854775808,0]",
-            "[9223372036854775808,2,3]",
-            "[null,null,null]",
-            "[nul,2,3]",
-            "[null1,2,3]",
-            "[ 1,2,3]",
-            "[1 ,2,3]",
-            "[1,,3]",
-            "[\"a\",\"\",\"\u{e9}\"]",
-            "[\"a\\n\",2,3]",
-            "[\"a\nb\",2,3]",
-            "[\"a,2,3]",
-            "[true,2,3]",
-            "[{\"$uuid\":\"x\"},2,3]",
-            "[[1],2,3]",
-            "1,2,3",
-            "",
-        ]
-        .map(String::from)
-        .to_vec();
-        texts.push(format!(r#"["{uuid}",2,3]"#));
-        for text in &texts {
-            for is_uuid in [[false; 3], [true, false, false], [true; 3]] {
-                let plain = read_plain(text, &is_uuid);
-                let any = read_any(text, &is_uuid);
-                assert!(plain.is_none() || plain == any.clone().ok(), "{text}: {plain:?}, {any:?}");
-                assert_eq!(read_array(text, &is_uuid), any, "{text}");
-            }
-        }
-        let is_plain = |text: &str| read_plain(text, &[true, false, false]).is_some();
-        assert!(
-            is_plain(&format!(r#"["{uuid}","a, b",-7]"#)) && is_plain("[null,0,10]"),
-            "most need no second look"
-        );
     }
 
     #[test]

@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     entry::{Batch, Run, Seen},
+    error::Error,
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     leadership::NotHandedOver,
+    log::Excerpt,
     transport::MESSAGE_MAX,
 };
 
@@ -103,6 +105,14 @@ impl Message {
     /// The message of a batch.
     pub(crate) fn entries(lead: Term, floor: Seq, top: Position, batch: &Batch) -> Self {
         Self::Entries { lead, floor, top, batch: columns::Columns::of(batch) }
+    }
+
+    /// The message of what the log has.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], where a row holds what its field cannot hold.
+    pub(crate) fn excerpt(lead: Term, floor: Seq, top: Position, excerpt: &Excerpt) -> Result<Self, Error> {
+        Ok(Self::Entries { lead, floor, top, batch: columns::Columns::of_excerpt(excerpt)? })
     }
 
     /// The message of pending changes.

@@ -6,9 +6,10 @@ use super::KIND_ADOPT;
 use crate::{
     capture::quote,
     error::Error,
+    row_text,
     sql::{Bound, read_value},
     store::Model,
-    value::{self, Value},
+    value::Value,
 };
 
 /// How far up a tree a batch looks for parents that have later keys; what is above them goes in its own turn.
@@ -65,7 +66,7 @@ impl Rows {
     }
 
     pub(super) fn read_key(&self, json: &str) -> Result<Vec<Value>, Error> {
-        value::read_array(json, &vec![false; self.key.len()])
+        row_text::read(json, &vec![false; self.key.len()])
             .map_err(|e| Error::Damaged(format!("the position `{json}` of an adoption: {e}")))
     }
 

@@ -27,7 +27,7 @@ pub(crate) struct Images {
     deleted: bool,
 }
 
-type Places = HashMap<RecordId, usize, foldhash::fast::RandomState>;
+type Places = HashMap<RecordId, u32, foldhash::fast::RandomState>;
 
 struct Image {
     /// Of its entry: they are written in the order of the log.
@@ -41,8 +41,18 @@ struct Image {
 const IMAGES_MAX: usize = 8192;
 
 impl Images {
-    /// Takes the batch's images; those that it replaces are forgotten. Of each record that a batch has several entries of,
-    /// one is enough.
+    /// Says of each of the batch's changes whether the transaction has met its record already.
+    pub(super) fn find(&self, arrived: &mut Arrived) {
+        for (entry, company) in arrived.batch.entries.iter().zip(&mut arrived.company) {
+            if let Body::Change(change) = &entry.body {
+                let records = self.places.get(&change.shape.model);
+                company.image = records.and_then(|records| records.get(&change.record)).copied();
+            }
+        }
+    }
+
+    /// Takes the batch's images, which were found before; those that it replaces are forgotten. Of each record that a batch has
+    /// several entries of, one is enough.
     pub(super) fn take(&mut self, tx: &Tx<'_>, arrived: &mut Arrived, own: &Own, has_pending: bool) {
         self.has_pending |= has_pending;
         self.deleted |= deletes(&arrived.batch);
@@ -54,16 +64,23 @@ impl Images {
                 continue;
             }
             let settles = own.settles(seq);
-            if settles.is_shown(tx, n, &change, company) && !self.know(&change) {
+            if settles.is_shown(tx, n, &change, company) && company.image.is_none() {
                 continue;
             }
-            let records = match self.places.get_mut(&change.shape.model) {
-                Some(records) => records,
-                None => self.places.entry(change.shape.model.clone()).or_default(),
+            let place = match company.image {
+                Some(place) => place,
+                None => {
+                    let records = match self.places.get_mut(&change.shape.model) {
+                        Some(records) => records,
+                        None => self.places.entry(change.shape.model.clone()).or_default(),
+                    };
+                    // There are no more than fit, and a batch.
+                    let next = u32::try_from(self.due.len()).unwrap_or(u32::MAX);
+                    *records.entry(change.record.clone()).or_insert(next)
+                }
             };
-            match records.get(&change.record) {
-                Some(&place) => {
-                    let image = &mut self.due[place];
+            match self.due.get_mut(place as usize) {
+                Some(image) => {
                     image.again = true;
                     // Of an entry without effect what stands is that image's, whatever stood in the table until now.
                     if change.effect() != EntryKind::Noop {
@@ -71,17 +88,11 @@ impl Images {
                     }
                 }
                 None => {
-                    records.insert(change.record.clone(), self.due.len());
                     let again = company.again || settles != Settles::Nothing;
                     self.due.push(Image { seq, change, again });
                 }
             }
         }
-    }
-
-    /// Whether an entry of the change's record was applied before in the transaction.
-    pub(super) fn know(&self, change: &Change) -> bool {
-        self.places.get(&change.shape.model).is_some_and(|records| records.contains_key(&change.record))
     }
 
     /// Whether there is no place for more.

@@ -4,9 +4,9 @@
 //! before it ([`follows`]). Of a row's record id nothing is sent: it follows from the key. Reading checks that every count fits every other before anything is built, and that what
 //! the log relies on holds: numbers leave room to count on, terms do not fall, groups are whole or one is in part.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 
 use super::{Unreadable, follows, outcomes, outcomes::OutcomeHead};
 use crate::{
@@ -14,8 +14,13 @@ use crate::{
     id::{DeviceId, Origin, OriginSeq, Position, Seq, Term},
     life,
     log::BATCH_ENTRIES,
-    value::{Bytes, Value},
 };
+
+mod column;
+mod packing;
+
+use column::Piece;
+pub(super) use column::{Column, Reader};
 
 /// Largest number or stamp that is taken from a peer: half of what SQLite keeps, so that counting on from it never
 /// overflows.
@@ -89,233 +94,7 @@ struct ShapeHead {
     uuids: Vec<u16>,
 }
 
-/// The values of one field: a class for each row, and the classes' contents one after the other.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Column {
-    classes: Piece,
-    integers: Vec<i64>,
-    reals: Vec<u64>,
-    lengths: Vec<u32>,
-    bytes: Piece,
-}
-
-/// Bytes that travel in one piece.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Piece(Vec<u8>);
-
-impl Serialize for Piece {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Piece {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl de::Visitor<'_> for Visit {
-            type Value = Piece;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("bytes")
-            }
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Piece, E> {
-                Ok(Piece(bytes.to_vec()))
-            }
-        }
-        d.deserialize_bytes(Visit)
-    }
-}
-
-const NULL: u8 = 0;
-const INTEGER: u8 = 1;
-const REAL: u8 = 2;
-const TEXT: u8 = 3;
-const BLOB: u8 = 4;
-
-impl Column {
-    /// With room for so many values, as far as what they are does not matter.
-    fn for_rows(count: usize) -> Self {
-        Self { classes: Piece(Vec::with_capacity(count)), ..Self::default() }
-    }
-
-    pub(super) fn push(&mut self, value: &Value) {
-        match value {
-            Value::Null => self.classes.0.push(NULL),
-            Value::Integer(i) => {
-                self.classes.0.push(INTEGER);
-                self.integers.push(*i);
-            }
-            Value::Real(r) => {
-                self.classes.0.push(REAL);
-                self.reals.push(r.to_bits());
-            }
-            Value::Text(bytes) => self.push_bytes(TEXT, bytes),
-            Value::Blob(bytes) => self.push_bytes(BLOB, bytes),
-        }
-    }
-
-    fn push_bytes(&mut self, class: u8, bytes: &[u8]) {
-        self.classes.0.push(class);
-        // An entry is far below 4 GiB: the sealer keeps larger ones out of the log.
-        self.lengths.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-        self.bytes.0.extend_from_slice(bytes);
-    }
-
-    fn reader(&self) -> Reader<'_> {
-        Reader {
-            classes: self.classes.0.iter(),
-            integers: self.integers.iter(),
-            reals: self.reals.iter(),
-            lengths: self.lengths.iter(),
-            bytes: &self.bytes.0,
-        }
-    }
-}
-
-pub(super) struct Reader<'c> {
-    classes: std::slice::Iter<'c, u8>,
-    integers: std::slice::Iter<'c, i64>,
-    reals: std::slice::Iter<'c, u64>,
-    lengths: std::slice::Iter<'c, u32>,
-    bytes: &'c [u8],
-}
-
-impl Reader<'_> {
-    pub(super) fn next(&mut self) -> Option<Value> {
-        Some(match *self.classes.next()? {
-            NULL => Value::Null,
-            INTEGER => Value::Integer(*self.integers.next()?),
-            REAL => Value::Real(f64::from_bits(*self.reals.next()?)),
-            TEXT => Value::Text(self.take()?),
-            BLOB => Value::Blob(self.take()?),
-            _ => return None,
-        })
-    }
-
-    fn take(&mut self) -> Option<Bytes> {
-        let (taken, rest) = self.bytes.split_at_checked(*self.lengths.next()? as usize)?;
-        self.bytes = rest;
-        Some(taken.into())
-    }
-
-    fn is_empty(&self) -> bool {
-        self.classes.len() == 0
-            && self.integers.len() == 0
-            && self.reals.len() == 0
-            && self.lengths.len() == 0
-            && self.bytes.is_empty()
-    }
-}
-
 impl Columns {
-    /// Turns a batch into columns.
-    pub(crate) fn of(batch: &Batch) -> Self {
-        Self::with_old_values(batch, |change| change.outcome.is_some())
-    }
-
-    /// Turns pushed changes into columns: each with what its changed fields held before.
-    pub(crate) fn of_push(batch: &Batch) -> Self {
-        Self::with_old_values(batch, |_| true)
-    }
-
-    fn with_old_values(batch: &Batch, of: impl Fn(&Change) -> bool) -> Self {
-        let count = batch.entries.len();
-        let mut columns = Self {
-            after: batch.after,
-            terms: Vec::new(),
-            groups: heads(batch),
-            kinds: Piece(Vec::with_capacity(count)),
-            numbered: Vec::new(),
-            stamps: Vec::with_capacity(count),
-            ats: Vec::with_capacity(count),
-            shapes: Vec::new(),
-            shape_of: Vec::with_capacity(count),
-            existed: Piece(Vec::with_capacity(count)),
-            field_sets: Vec::new(),
-            fields_of: Vec::with_capacity(count),
-            follows: Vec::with_capacity(count),
-            members: Vec::new(),
-            notes: Vec::new(),
-            ranks: Vec::new(),
-            rows: Vec::new(),
-            with_old: Vec::new(),
-            outcomes: Vec::new(),
-            spare: Column::default(),
-        };
-        let mut shapes: HashMap<*const Shape, u16, foldhash::fast::RandomState> = HashMap::default();
-        let mut sets: HashMap<&[u16], u32, foldhash::fast::RandomState> = HashMap::default();
-        let mut rows = follows::Rows::of(count);
-        let (mut stamp, mut at) = (0u64, 0i64);
-        for entry in &batch.entries {
-            match columns.terms.last_mut() {
-                Some((run, term)) if *term == entry.term => *run += 1,
-                _ => columns.terms.push((1, entry.term)),
-            }
-            columns.push_numbered(entry.n.is_some());
-            columns.kinds.0.push(kind_sent(&entry.body) as u8);
-            columns.stamps.push(entry.body.stamp().wrapping_sub(stamp) as i64);
-            columns.ats.push(entry.body.at().wrapping_sub(at));
-            (stamp, at) = (entry.body.stamp(), entry.body.at());
-            match &entry.body {
-                Body::TermStart { .. } => {}
-                Body::Member { device, role, .. } => columns.members.push((*device, *role)),
-                Body::Change(change) => {
-                    let shape = *shapes.entry(Arc::as_ptr(&change.shape)).or_insert_with(|| {
-                        columns.shapes.push(ShapeHead::of(&change.shape));
-                        columns
-                            .rows
-                            .push(change.shape.fields.iter().map(|_| Column::for_rows(count)).collect());
-                        u16::try_from(columns.shapes.len() - 1).unwrap_or(u16::MAX)
-                    });
-                    let set = change.fields.as_deref().map_or(0, |fields| {
-                        *sets.entry(fields).or_insert_with(|| {
-                            columns.field_sets.push(fields.to_vec());
-                            u32::try_from(columns.field_sets.len()).unwrap_or(u32::MAX)
-                        })
-                    });
-                    let index = u32::try_from(columns.shape_of.len()).unwrap_or(u32::MAX);
-                    if let Some(old) = change.old_values().filter(|_| of(change)) {
-                        columns.with_old.push(index);
-                        old.for_each(|value| columns.spare.push(value));
-                    }
-                    if let Some(outcome) = &change.outcome {
-                        columns.outcomes.push(OutcomeHead::of(index, change, outcome));
-                    }
-                    if change.mark.is_some() || change.actor.is_some() || change.decides.is_some() {
-                        let (mark, actor) = (change.mark.clone(), change.actor.clone());
-                        columns.notes.push((index, mark, actor, change.decides));
-                    }
-                    if let Some(rank) = change.rank {
-                        columns.ranks.push((index, change.stamp.saturating_sub(rank)));
-                    }
-                    let follows = rows.follows(columns.shape_of.len(), change);
-                    columns.shape_of.push(shape);
-                    columns.fields_of.push(set);
-                    columns.follows.push(follows);
-                    columns.existed.0.push(u8::from(change.existed));
-                    let row = &mut columns.rows[usize::from(shape)];
-                    match change.fields.as_ref().filter(|_| follows > 0) {
-                        Some(fields) => {
-                            fields.iter().map(|&f| usize::from(f)).for_each(|f| row[f].push(&change.row[f]));
-                        }
-                        None => {
-                            row.iter_mut().zip(&change.row).for_each(|(column, value)| column.push(value))
-                        }
-                    }
-                }
-            }
-        }
-        outcomes::push_differing(batch, &columns.outcomes, &mut columns.spare);
-        columns
-    }
-
-    fn push_numbered(&mut self, numbered: bool) {
-        match self.numbered.last_mut() {
-            Some((_, with)) if numbered => *with += 1,
-            Some((without, 0)) => *without += 1,
-            _ => self.numbered.push(if numbered { (0, 1) } else { (1, 0) }),
-        }
-    }
-
     /// Builds the batch again.
     ///
     /// # Errors
@@ -426,8 +205,9 @@ impl Columns {
                     let row = match (self.follows[change], &fields) {
                         (0, _) => {
                             let mut row = Vec::with_capacity(readers.len());
-                            for reader in readers {
-                                row.push(reader.next().ok_or_else(ends)?);
+                            row.extend(readers.iter_mut().map_while(Reader::next));
+                            if row.len() < readers.len() {
+                                return Err(ends());
                             }
                             row
                         }
@@ -499,27 +279,8 @@ impl Columns {
     }
 }
 
-/// The groups' heads, each with the first number that is in this batch.
-fn heads(batch: &Batch) -> Vec<GroupHead> {
-    let mut heads: Vec<GroupHead> = batch.groups.iter().map(GroupHead::of).collect();
-    if let Some(first) = heads.first_mut() {
-        // Only the first can have begun before.
-        let within = batch.entries.iter().filter(|e| e.seq >= first.first && e.seq <= first.last);
-        first.next_n = within.filter_map(|e| e.n).next().unwrap_or(OriginSeq(first.last_n.0 + 1));
-    }
-    heads
-}
-
 fn is_change(kind: u8) -> bool {
     [EntryKind::Noop, EntryKind::Upsert, EntryKind::Delete].map(|kind| kind as u8).contains(&kind)
-}
-
-/// A change travels as its author made it, with its outcome beside it.
-fn kind_sent(body: &Body) -> EntryKind {
-    match body {
-        Body::Change(change) => change.kind,
-        other => other.kind(),
-    }
 }
 
 /// Whether the terms of entries behind one of `before` are what a log can have.
@@ -611,6 +372,7 @@ mod tests {
         id::Incarnation,
         log::{entry_size, group_size},
         resolve::{Dropped, Effect, Loser},
+        value::Value,
         wire::{Message, UNPACKED_MAX},
     };
 
@@ -787,7 +549,7 @@ mod tests {
                 let base = Position { term: term(NUMBER_MAX), seq: Seq(NUMBER_MAX) };
                 batch.groups.push(Group { seen, base, ..group(seq.0, seq.0, NUMBER_MAX) });
             }
-            let counted: usize = batch.entries.iter().map(entry_size).sum::<usize>()
+            let counted: usize = batch.entries.iter().map(|entry| entry_size(&entry.body)).sum::<usize>()
                 + batch.groups.iter().map(group_size).sum::<usize>();
             // What a shape is called stands once in a message.
             let names: usize = shape.fields.iter().map(|name| name.len() + 8).sum();

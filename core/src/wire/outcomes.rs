@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::columns::{Column, Reader};
+use super::columns::Reader;
 use crate::{
-    entry::{Batch, Body, Change, Entry, EntryKind, Outcome},
+    entry::{Body, Change, Entry, EntryKind, Outcome},
     resolve::{Dropped, Effect, Loser},
+    value::Value,
 };
 
 /// What became of a change.
@@ -39,20 +40,6 @@ pub(super) enum Side {
 
 /// Longest reason for a refusal that is taken from a peer, in bytes.
 const REFUSED_MAX: usize = 4096;
-
-/// The values in which rows that stand differ from what their authors made, behind the old values.
-pub(super) fn push_differing(batch: &Batch, outcomes: &[OutcomeHead], spare: &mut Column) {
-    let changes = batch.entries.iter().filter_map(|entry| match &entry.body {
-        Body::Change(change) if change.outcome.is_some() => Some(change),
-        _ => None,
-    });
-    for (head, change) in outcomes.iter().zip(changes) {
-        if let EffectHead::Row { differs, .. } = &head.effect {
-            let row = change.row_after();
-            differs.iter().filter_map(|&i| row.get(usize::from(i))).for_each(|value| spare.push(value));
-        }
-    }
-}
 
 /// Gives changes back what they held before and what became of them.
 pub(super) fn take(
@@ -113,6 +100,15 @@ impl OutcomeHead {
         let dropped =
             dropped.map(|d| (d.field.map_or(0, |f| f.saturating_add(1)), side(d.loser), d.open)).collect();
         Self { change: index, effect, dropped, refused: outcome.refused.clone() }
+    }
+
+    /// The values in which the row that stands differs from what its author made.
+    pub(super) fn differing<'c>(&self, change: &'c Change) -> impl Iterator<Item = &'c Value> {
+        let differs = match &self.effect {
+            EffectHead::Row { differs, .. } => differs.as_slice(),
+            EffectHead::None | EffectHead::Gone => &[],
+        };
+        differs.iter().filter_map(|&field| change.row_after().get(usize::from(field)))
     }
 
     fn into_outcome(self, change: &Change, spare: &mut Reader<'_>) -> Result<Outcome, &'static str> {
