@@ -193,7 +193,7 @@ fn accept_group(
         tx.conn.execute_batch("SAVEPOINT accepted")?;
         let out =
             steps_out.as_ref().map(|changes| SteppedOut::of(tx, pushed, &group, changes)).transpose()?;
-        let pass = Pass::run(tx, pushed, &group, sight, &refused)?;
+        let pass = Pass::run(tx, pushed, &group, sight, &refused, out.as_ref())?;
         let mut found = Fallen::new();
         match out {
             None if pass.is_in_its_own_way() => steps_out = Some(pass.tried()),
@@ -296,6 +296,7 @@ impl Pass {
         group: &Group,
         sight: &Sight,
         refused: &Fallen,
+        out: Option<&SteppedOut>,
     ) -> Result<Self, Error> {
         let Replica { max_seen: term, top, clock, .. } = tx.replica()?;
         let mut pass = Self { before: top.seq, ..Self::default() };
@@ -351,6 +352,9 @@ impl Pass {
                 pass.marks.push((n, mark.clone()));
             }
             change.outcome = outcome.map(Box::new);
+            if let Some(out) = out {
+                out.enforce(tx, n)?;
+            }
             let derived = pass.write(tx, &mut writers, n, &mut change)?;
             match (change.kind, change.effect()) {
                 (EntryKind::Delete, EntryKind::Noop) => pass.stays.push(change.clone()),
@@ -377,6 +381,7 @@ impl Pass {
             Ok(())
         })?;
         log::close_group(tx.conn, open.first, seq, clock)?;
+        tx.enforce(true)?;
         Ok(pass)
     }
 

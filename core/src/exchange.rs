@@ -67,6 +67,13 @@ impl SteppedOut {
         Ok(())
     }
 
+    /// Has the database look at the foreign keys of what is written from here on for this change, or not, where its row is out: the
+    /// rows that refer to it were not counted when it went, and are not when it comes back. What all of it came to is looked at when
+    /// it is there.
+    pub(crate) fn enforce(&self, tx: &Tx<'_>, n: OriginSeq) -> Result<(), Error> {
+        tx.enforce(!self.changes.contains(&n))
+    }
+
     /// Gives the rows, which these changes have `written` again, back what is local of them.
     pub(crate) fn put_back(self, tx: &Tx<'_>, written: &HashSet<OriginSeq>) -> Result<(), Error> {
         // What a change comes to follows from the log, so it is what it was when it was found to write.
@@ -75,6 +82,7 @@ impl SteppedOut {
                 "the row of change {n} left its table and did not come back"
             )));
         }
+        tx.enforce(true)?;
         tx.set_mode(Mode::Off)?;
         put_back(tx, self.kept)
     }

@@ -246,6 +246,24 @@ async fn unique_values_that_a_transaction_exchanges_reach_everyone_as_it_left_th
 }
 
 #[tokio::test]
+async fn records_that_exchange_a_value_may_have_old_and_new_children() {
+    let scene = scene(
+        "INSERT INTO items (id, name, place) VALUES ('p', '', 1), ('q', '', 2);
+         INSERT INTO items (id, name, parent_id) VALUES ('old', '', 'p'), ('older', '', 'p')",
+    )
+    .await;
+    let changes = "BEGIN; INSERT INTO items (id, name, parent_id) VALUES ('new', '', 'p');
+        UPDATE items SET place = NULL WHERE id = 'p'; UPDATE items SET place = 1 WHERE id = 'q';
+        UPDATE items SET place = 2 WHERE id = 'p'; COMMIT";
+    let scene = apart(scene, &[], &[changes]).await;
+    for device in [&scene.leader, &scene.follower] {
+        assert_eq!(places(device), ("p2 q1".into(), String::new()));
+        assert_eq!(number(&device.file(), "SELECT count(*) FROM items WHERE parent_id = 'p'"), 3);
+    }
+    assert_agreed(&scene);
+}
+
+#[tokio::test]
 async fn a_unique_value_passes_on_within_a_transaction_from_a_record_that_it_deletes() {
     let scene = scene("INSERT INTO notes VALUES ('a', 'one', '', 0), ('b', 'two', '', 0)").await;
     for device in [&scene.leader, &scene.follower] {

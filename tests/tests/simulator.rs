@@ -187,6 +187,13 @@ fn a_cascade_that_meets_restrict_refuses_what_it_came_of_and_nothing_else() {
 }
 
 #[test]
+fn a_row_that_steps_out_and_comes_back_leaves_those_that_refer_to_it_uncounted() {
+    let before = [Write(0, 1023404482344), Write(1, 934634925847), Round(1), Write(1, 728021564939), Seal(1)];
+    let behind = [Write(1, 420749583079), Write(1, 634466637267), Write(1, 236297908294)];
+    holds(200079, 2, &[&before[..], &[Write(0, 923543353816)], &behind].concat());
+}
+
+#[test]
 fn a_part_of_a_group_that_holds_only_what_cascades_made_is_read() {
     let before = [Batches(3), Write(0, 820605393871), CopyTo(0, 1), Write(1, 295146898225)];
     holds(396, 2, &[&before[..], &[Write(1, 939076142190), Write(0, 287608832741)]].concat());

@@ -79,6 +79,7 @@ fn retry_exchanged(tx: &mut Tx<'_>, letters: &mut Letters, edited: &Row) -> Resu
         Retried { made: Made::begin(tx)?, writers: Writers::default(), checks: Checks::default() };
     for (letter, change) in all {
         letters.at = (letter.id.0, letter.model.clone(), letter.record.clone());
+        out.enforce(tx, number(letter.seq))?;
         retried.put(tx, letters, &letter, change)?;
     }
     out.put_back(tx, &retried.checks.wrote.iter().map(|wrote| wrote.n).collect())?;
