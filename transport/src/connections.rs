@@ -18,8 +18,10 @@ pub struct QuicStats {
     pub bytes_sent: u64,
     /// Bytes of UDP payload received.
     pub bytes_received: u64,
-    /// Connections that are open now.
+    /// Connections that are open now. Two devices that dial each other at the same time have two.
     pub connections: usize,
+    /// Connections that have ended since then.
+    pub ended: usize,
 }
 
 impl QuicStats {
@@ -83,6 +85,7 @@ impl Connections {
     pub(crate) fn retire(&self, device: DeviceId, connection: &Connection) {
         let mut live = self.lock();
         live.past.add(&connection.stats());
+        live.past.ended += 1;
         if let Some(entries) = live.by_device.get_mut(&device) {
             entries.retain(|entry| entry.connection.stable_id() != connection.stable_id());
             if entries.is_empty() {
