@@ -6,7 +6,7 @@ use std::{fmt, ops::Deref};
 use smallvec::SmallVec;
 
 /// Longest bytes that are kept without an allocation: a UUID as text, or a point in time as sqlx writes it.
-const SHORT: usize = 36;
+pub(crate) const SHORT: usize = 36;
 
 /// Bytes of a stored text or blob, of any length. Reads as `&[u8]`; made with `into()` of texts, slices, arrays and vectors.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{row_text::Plain, value::Value};
+use crate::{bytes::SHORT, row_text::Plain, value::Value};
 
 /// The values of one field: a class for each row, and the classes' contents one after the other. What is as before, as most
 /// fields of neighbours are, is not said again.
@@ -52,8 +52,9 @@ const BLOB: u8 = 4;
 /// As the last one that is not NULL.
 const SAME: u8 = 5;
 
-/// Longest text or blob that is told by [`SAME`], in bytes: a large one that thousands repeat would be much memory.
-const SAME_MAX: usize = 64;
+/// Longest text or blob that is told by [`SAME`], in bytes: one that takes memory of its own, and that millions repeat in a byte
+/// each, would be much of it.
+const SAME_MAX: usize = SHORT;
 
 impl Column {
     /// With room for so many values, as far as what they are does not matter.
