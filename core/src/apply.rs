@@ -420,7 +420,8 @@ fn firsts(appender: &mut Appender<'_>, part: &Arrived) -> Result<Vec<bool>, Erro
     part.batch.entries.iter().zip(&part.company).map(&mut is_first).collect()
 }
 
-/// Appends every entry to the log, with the groups, the vector of origins and the clock. Where rows are written as they come, each part's are behind its entries: a part is unpacked once.
+/// Appends every entry to the log, with the groups, the vector of origins and the clock. Where rows are written as they come,
+/// each part's are behind its entries: a part is unpacked once.
 fn append(
     tx: &mut Tx<'_>,
     Replica { top, device, mut clock, .. }: Replica,

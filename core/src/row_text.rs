@@ -197,6 +197,7 @@ impl From<Plain<'_>> for Value {
     }
 }
 
+/// [`read`] of any row.
 fn read_any(json: &str, is_uuid: &[bool]) -> Result<Vec<Value>, String> {
     struct Row<'u>(&'u [bool]);
     impl<'de> Visitor<'de> for Row<'_> {
